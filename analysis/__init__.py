@@ -1,0 +1,1 @@
+"""From result tables to figures, tables and reports; reads the store, never trains."""

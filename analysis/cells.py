@@ -1,0 +1,68 @@
+"""What one figure shows: the finished runs of one dataset, model and setting, which differ in the seed alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from memlib.config import short_hash
+
+_KEY = ("dataset", "model", "setting")
+_LONGEST_STEM = 120  # characters; file systems stop at 255 bytes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All finished runs of one dataset, model and setting.
+
+    setting: what sets it apart from the other cells of its dataset and model, "" if it is the only one.
+    stem: names the cell in file names; unique among the cells, on case-insensitive disks too.
+    """
+
+    dataset: str
+    model: str
+    setting: str
+    stem: str
+
+    @property
+    def title(self) -> str:
+        """Return dataset, model and setting in words."""
+        return ", ".join(part for part in (self.dataset, self.model, self.setting) if part)
+
+    def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the cell's rows of a frame that carries dataset, model and setting."""
+        return frame.filter(pl.all_horizontal(pl.col(key) == getattr(self, key) for key in _KEY))
+
+
+def find_cells(runs: pl.DataFrame) -> tuple[Cell, ...]:
+    """Return the cells the runs fall into, sorted by dataset, model and setting."""
+    keys = runs.select(_KEY).unique().sort(_KEY).rows()
+    stems = _unique_stems([[part for part in key if part] for key in keys])
+    return tuple(Cell(*key, stem=stem) for key, stem in zip(keys, stems, strict=True))
+
+
+def over_seeds(rows: pl.DataFrame, *, by: Sequence[str], value: str) -> pl.DataFrame:
+    """Return columns `by`, mean and std (sample standard deviation, null for one run), sorted by `by`.
+
+    Missing and non-finite values are left out.
+    """
+    finite = rows.filter(pl.col(value).is_finite())
+    grouped = finite.group_by(by, maintain_order=True)
+    return grouped.agg(mean=pl.col(value).mean(), std=pl.col(value).std()).sort(by)
+
+
+def _unique_stems(keys: list[list[str]]) -> list[str]:
+    stems = ["-".join(_safe(part) for part in key) for key in keys]
+    count = Counter(stem.casefold() for stem in stems)
+    return [
+        f"{stem[:_LONGEST_STEM]}-{short_hash(key)}" if count[stem.casefold()] > 1 or len(stem) > _LONGEST_STEM else stem
+        for stem, key in zip(stems, keys, strict=True)
+    ]
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=+_-]+", "_", text.replace(", ", "-")).strip("_") or "_"

@@ -1,0 +1,134 @@
+"""Draw every figure from the results: `python analysis/figures.py`.
+
+Writes FIGURES/*.png and *.pdf and FIGURES/index.md, and names the files. A figure without rows is
+skipped with what to run. Exit status: 0 something was drawn, 1 nothing could be, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from analysis import gradients, learning_curves
+from analysis.captions import count
+from analysis.drawn import Options, Outcome, Skipped
+from analysis.index import Section, describe, read_sections, remove_stale, write_index
+from analysis.load import Results, load_tables
+from analysis.style import save
+from memlib.errors import InputError, unknown
+from memlib.results import open_results
+
+FigureFunction = Callable[[Results, Options], Iterator[Outcome]]
+
+# A new figure is one function and one line here; names are lower case without "-", file names start with them.
+FIGURES: tuple[tuple[str, FigureFunction], ...] = (
+    ("learning_curves", learning_curves.draw),
+    ("figure1", gradients.draw_norms),
+    ("figure2", gradients.draw_cosines),
+)
+
+
+def draw_figures(
+    results: Results, folder: Path, *, options: Options | None = None, only: Sequence[str] = ()
+) -> tuple[list[Path], list[Skipped]]:
+    """Return the files written to `folder` (the index last; none if nothing was drawn) and what was skipped.
+
+    only: names of figures; the others of the folder, and their part of the index, stay as they are.
+    Pictures that the folder's index names and that are no longer drawn are removed.
+
+    Raises:
+        InputError: a name in `only` is unknown, or the folder cannot be used.
+    """
+    names = [name for name, _ in FIGURES]
+    for name in only:
+        if name not in names:
+            raise unknown("figure", name, names)
+    before = _open_folder(folder)
+    kept = [section for section in before if only and _figure_of(section) not in only]
+    paths, sections, skipped = [], [], []
+    for outcome in _draw(results, options or Options(), only):
+        if isinstance(outcome, Skipped):
+            skipped.append(outcome)
+            continue
+        paths += save(outcome.figure, folder, outcome.name)
+        sections.append(describe(outcome))
+    listed = sorted([*kept, *sections], key=lambda section: (_place_of(section), section.name))
+    remove_stale(folder, before, {section.name for section in listed})
+    index = write_index(folder, listed, skipped, results)
+    return ([*paths, index] if paths else []), skipped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        options = Options(gradient_epochs=tuple(given.gradient_epochs))
+        results = load_tables(open_results(given.results))
+        paths, skipped = draw_figures(results, Path(given.figures), options=options, only=given.only)
+    except (InputError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    for skip in skipped:
+        sys.stderr.write(f"{skip.name} skipped: {skip.reason}\n")
+    if not paths:
+        n_done, n_failed = results.runs.height, results.failed.height
+        sys.stderr.write(
+            f"nothing to draw in {results.location}: {count(n_done, 'finished run')}, {n_failed} failed; "
+            f"see {_relative(Path(given.figures) / 'index.md')}\n"
+        )
+        return 1
+    sys.stdout.write("".join(f"{_relative(path)}\n" for path in paths))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python analysis/figures.py", description="Draw every figure from results.")
+    parser.add_argument("--results", default="results", help="folder or URI of the results (default: results)")
+    parser.add_argument("--figures", default="figures", help="folder to draw into (default: figures)")
+    parser.add_argument(
+        "--gradient-epochs",
+        nargs=2,
+        type=int,
+        default=(15, 20),
+        metavar=("FIRST", "LAST"),
+        help="epochs that Figure 1 averages over (default: 15 20)",
+    )
+    names = ", ".join(name for name, _ in FIGURES)
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help=f"draw only these: {names}")
+    return parser
+
+
+def _draw(results: Results, options: Options, only: Sequence[str]) -> Iterator[Outcome]:
+    for name, draw in FIGURES:
+        if not only or name in only:
+            yield from draw(results, options)
+
+
+def _open_folder(folder: Path) -> list[Section]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write figures to {folder} ({error.strerror}); give another folder with --figures."
+        ) from error
+    return read_sections(folder)
+
+
+def _figure_of(section: Section) -> str:
+    return section.name.split("-")[0]
+
+
+def _place_of(section: Section) -> int:
+    names = [name for name, _ in FIGURES]
+    return names.index(_figure_of(section)) if _figure_of(section) in names else len(names)
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

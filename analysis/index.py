@@ -1,0 +1,86 @@
+"""`index.md`: each figure with its picture, caption and data, so that a folder of figures explains itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.captions import count
+from analysis.drawn import Drawn, Skipped
+from analysis.load import Results
+from memlib.errors import InputError
+
+INDEX = "index.md"
+_MARK = "<!-- Written by analysis/figures.py; the next call writes it anew. -->"
+_PICTURE = re.compile(r"^!\[[^]]*\]\(([A-Za-z0-9.=+_-]+)\.png\)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure's part of the index; `name` is the figure's file name without ending."""
+
+    name: str
+    text: str
+
+
+def describe(drawn: Drawn) -> Section:
+    """Return the index section of a drawn figure."""
+    source, name = drawn.source, drawn.name
+    seeds = ", ".join(str(seed) for seed in source.seeds)
+    text = (
+        f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n"
+        f"Data: {count(source.n_rows, 'row')} of table `{source.table}` from {count(source.n_runs, 'run')}; "
+        f"{count(len(source.seeds), 'seed')} ({seeds}). [PDF]({name}.pdf)\n"
+    )
+    return Section(name, text)
+
+
+def read_sections(folder: Path) -> list[Section]:
+    """Return the figures' sections of the index in a folder, none if there is no index.
+
+    Raises:
+        InputError: there is an index that was not written here; it is not to be overwritten.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if _MARK not in text:
+        raise InputError(f"{path} was not written by analysis/figures.py; give another folder with --figures.")
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    return [Section(found[1], part.rstrip() + "\n") for part in parts if (found := _PICTURE.search(part))]
+
+
+def remove_stale(folder: Path, before: Sequence[Section], now: Collection[str]) -> None:
+    """Remove the pictures that the previous index named and the new one does not; no other file is touched."""
+    for section in before:
+        if section.name not in now:
+            (folder / f"{section.name}.png").unlink(missing_ok=True)
+            (folder / f"{section.name}.pdf").unlink(missing_ok=True)
+
+
+def write_index(folder: Path, sections: Sequence[Section], skipped: Sequence[Skipped], results: Results) -> Path:
+    """Write the index and return its path."""
+    n_done = count(results.runs.height, "finished run")
+    parts = [f"# Figures\n\n{_MARK}\n\n{count(len(sections), 'figure')} from {n_done} in `{results.location}`.\n"]
+    parts += [section.text for section in sections]
+    if skipped:
+        parts.append("## Skipped\n\n" + "".join(f"- {s.name}: {s.reason}\n" for s in skipped))
+    if not results.failed.is_empty():
+        parts.append(
+            f"## Failed runs\n\nNot in any figure; {results.command} tries them again.\n\n{_failures(results)}"
+        )
+    path = folder / INDEX
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
+
+
+def _failures(results: Results) -> str:
+    rows = results.failed.select("dataset", "model", "setting", "seed", "error").iter_rows()
+    return "".join(
+        f"- {', '.join(part for part in (dataset, model, setting) if part)}, seed {seed}: "
+        f"{' '.join((error or 'no error recorded').split())}\n"
+        for dataset, model, setting, seed, error in rows
+    )

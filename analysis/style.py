@@ -1,0 +1,141 @@
+"""One look for every figure: column width, colours everyone can tell apart, files that come out the same twice."""
+
+from __future__ import annotations
+
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+COLUMN_WIDTH = 3.3  # inches, one column of a two-column page
+_TITLE_CHARACTERS = 46  # a line of title at column width
+_MOST_GROUP_LABELS = 24  # side by side at column width, upright
+_MOST_ROW_LABELS = 36  # below each other, at the height of the tallest heat map
+_LONGEST_GROUP_LABEL = 20  # characters
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """How one kind of example is drawn: told apart by colour, by line and by marker."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+# Okabe and Ito's colour-blind safe palette; the same kind looks the same in every figure.
+STROKES: Mapping[str, Stroke] = {
+    "clean": Stroke("#0072B2", "-", "o"),
+    "noisy": Stroke("#D55E00", "--", "s"),
+    "test": Stroke("#009E73", "-.", "D"),
+    "total": Stroke("#000000", ":", "^"),
+}
+DIVERGING = "RdBu"  # red below 0, blue above; ColorBrewer, colour-blind safe
+MISSING = "#BBBBBB"
+
+_STYLE: Mapping[str, object] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so files are the same on every machine
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "figure.titlesize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Run a block in our style, whatever the user's matplotlib is set to, and give their settings back."""
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update(typing.cast(typing.Any, {**defaults, **_STYLE}))
+        yield
+
+
+def new_figure(title: str, *, height: float) -> Figure:
+    """Return an empty figure of column width; `height` in inches; long lines of the title are wrapped."""
+    figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
+    figure.suptitle("\n".join(_wrap(line) for line in title.splitlines()))
+    return figure
+
+
+def place_legend(axes: Axes) -> None:
+    """Put the legend above the axes, in one row, where it covers nothing."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, borderpad=0.2)
+
+
+def label_groups(axes: Axes, names: Sequence[str], *, vertical: bool = False) -> None:
+    """Name the layer groups along the x axis (or the y axis), every so many where they are too many to read."""
+    step = -(-len(names) // (_MOST_ROW_LABELS if vertical else _MOST_GROUP_LABELS))
+    positions = range(0, len(names), step)
+    labels = [_shorten(names[i], _LONGEST_GROUP_LABEL) for i in positions]
+    if len(set(labels)) < len(labels):  # shortening made two alike: number them by depth
+        labels = [f"{i} {label}" for i, label in zip(positions, labels, strict=True)]
+    if vertical:
+        axes.set_yticks(positions, labels)
+    else:
+        axes.set_xticks(positions, labels, rotation=90)
+
+
+def label_epochs(axes: Axes) -> None:
+    """Name the x axis "epoch", with ticks at whole epochs."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("epoch")
+
+
+def use_log_scale(axes: Axes, values: Sequence[float]) -> None:
+    """Make the y axis logarithmic, from just below the smallest to just above the largest positive value."""
+    positive = [v for v in values if v > 0]
+    axes.set_yscale("log")
+    axes.set_ylim(min(positive) / 1.5, max(positive) * 1.5)
+    axes.yaxis.set_minor_formatter("")
+    if max(positive) / min(positive) < 100:  # too narrow for powers of ten alone
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:.2g}")
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write `name`.png and `name`.pdf and return their paths; the same figure gives the same bytes."""
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with house_style():
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return png, pdf
+
+
+def _wrap(line: str) -> str:
+    parts = ", ".join(_shorten(part, _TITLE_CHARACTERS - 1) for part in line.split(", "))
+    return textwrap.fill(parts, _TITLE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+
+
+def _shorten(name: str, longest: int) -> str:
+    """Return the name with its middle left out where it is too long: the ends tell names apart."""
+    if len(name) <= longest:
+        return name
+    head = longest // 2 - 1
+    return f"{name[:head]}…{name[head + 1 - longest :]}"

@@ -1,0 +1,67 @@
+"""Find out where a neural network memorizes, and do something about it.
+
+Public names, by the question they answer; importing this package loads nothing heavy, each name is
+loaded when it is first used.
+
+- Whose gradient moves which layer? `split_gradients`, `summarize_groups`
+- What are a network's layer groups? `layer_groups`
+- Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
+- What does the model predict, and by what margin? `predict`, `accuracy`
+- One training run, with all of it: `perform_run`, `train`
+- Images and networks: `load_dataset`, `build_model`
+- Settings and results: `RunConfig`, `build_config`, `open_results`, `create_results`
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memlib.config import RunConfig as RunConfig
+    from memlib.config import build_config as build_config
+    from memlib.datasets import load_dataset as load_dataset
+    from memlib.errors import InputError as InputError
+    from memlib.evaluation import accuracy as accuracy
+    from memlib.evaluation import predict as predict
+    from memlib.gradient_accounting import split_gradients as split_gradients
+    from memlib.gradient_accounting import summarize_groups as summarize_groups
+    from memlib.label_noise import add_label_noise as add_label_noise
+    from memlib.label_noise import flip_labels as flip_labels
+    from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
+    from memlib.layer_groups import layer_groups as layer_groups
+    from memlib.models import build_model as build_model
+    from memlib.results import create_results as create_results
+    from memlib.results import open_results as open_results
+    from memlib.runs import perform_run as perform_run
+    from memlib.training import train as train
+
+_HOMES = {
+    "InputError": "errors",
+    "RunConfig": "config",
+    "accuracy": "evaluation",
+    "add_label_noise": "label_noise",
+    "build_config": "config",
+    "build_model": "models",
+    "create_results": "results",
+    "flip_labels": "label_noise",
+    "flip_labels_in_pairs": "label_noise",
+    "layer_groups": "layer_groups",
+    "load_dataset": "datasets",
+    "open_results": "results",
+    "perform_run": "runs",
+    "predict": "evaluation",
+    "split_gradients": "gradient_accounting",
+    "summarize_groups": "gradient_accounting",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memlib' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}.")
+    return getattr(import_module(f"memlib.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,99 @@
+"""What a model predicts for each example, and how often that is the assigned label.
+
+Always on un-augmented images, in evaluation mode, in float32 unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from torch import Tensor, nn
+
+from memlib.batches import normalize
+from memlib.config import Precision
+from memlib.precision import autocast
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Per example, on the CPU: predicted label, margin of the assigned label, and its cross-entropy in nats.
+
+    The margin is the assigned label's logit minus the largest other logit: positive exactly where
+    the prediction is the assigned label (ties aside).
+    """
+
+    prediction: Int64[Tensor, " n"]
+    margin: Float32[Tensor, " n"]
+    loss: Float32[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of examples predicted as assigned in [0, 1], mean loss in nats, and their number (NaN-free: n > 0)."""
+
+    accuracy: float
+    loss: float
+    n: int
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run a block with every module in evaluation mode and give each its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    device: torch.device,
+    batch_size: int = 1000,
+    precision: Precision = "float32",
+) -> Predictions:
+    """Return the model's predictions for all images, judged against `labels`.
+
+    The model is left in the mode it was in; images are moved to `device` batch by batch.
+    """
+    pieces = []
+    with evaluation_mode(model):
+        for start in range(0, len(images), batch_size):
+            chosen = slice(start, start + batch_size)
+            inputs = normalize(images[chosen].to(device, non_blocking=True))
+            with autocast(precision, device):
+                logits = model(inputs)
+            pieces.append(_judge(logits.float(), labels[chosen].to(device)))
+    return Predictions(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+
+
+def accuracy(
+    predictions: Predictions, labels: Int64[Tensor, " n"], chosen: Bool[Tensor, " n"] | None = None
+) -> Accuracy | None:
+    """Return accuracy and loss over the chosen examples (default all), None if there are none."""
+    correct = predictions.prediction == labels.cpu()
+    loss = predictions.loss.double()
+    if chosen is not None:
+        correct, loss = correct[chosen.cpu()], loss[chosen.cpu()]
+    if len(correct) == 0:
+        return None
+    return Accuracy(correct.double().mean().item(), loss.mean().item(), len(correct))
+
+
+def _judge(
+    logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
+) -> tuple[Int64[Tensor, " b"], Float32[Tensor, " b"], Float32[Tensor, " b"]]:
+    assigned = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return logits.argmax(dim=1), assigned - others, F.cross_entropy(logits, labels, reduction="none")

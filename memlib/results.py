@@ -1,0 +1,238 @@
+"""The result tables: declared schemas and a Parquet store in which a unit of work is done or not.
+
+One file a unit and table, `<results>/<table>/<unit_id>.parquet`, written whole or not at all.
+`compact` merges them into `<table>/compact-NNNNNN.parquet`. Every table carries `unit_id` (the
+unit of work that wrote the row) and `run_id` (joins to `runs`); facts of a run stand only in `runs`.
+Where one unit has rows in several files (a run repeated after `compact`), its own file wins, then
+the newest compact file, so no row is ever read twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from memlib.errors import InputError, unknown
+from memlib.storage import Storage, check_writable, open_storage
+
+SCHEMA_VERSION = 1
+_VERSION_KEY = b"memlib_schema_version"
+_UNITS_KEY = b"memlib_units"
+_MARKER = "memlib-results.json"
+_COMPACT = "compact-"
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    fields = {"unit_id": pa.string(), "run_id": pa.string(), **columns}
+    return pa.schema(
+        [pa.field(name, kind) for name, kind in fields.items()],
+        metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+    )
+
+
+# Accuracies are fractions in [0, 1]; losses are mean cross-entropies in nats; seconds are wall time.
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "runs": _schema(
+        dataset=pa.string(),
+        model=pa.string(),
+        seed=pa.int64(),
+        noise_fraction=pa.float64(),
+        dropout=pa.string(),  # none, example_tied, standard, channel, sparse
+        config=pa.string(),  # all settings, JSON
+        code_version=pa.string(),
+        device=pa.string(),
+        precision=pa.string(),  # float32 or bfloat16: what training used
+        seconds=pa.float64(),
+        status=pa.string(),  # done or failed
+        error=pa.string(),  # null when done
+    ),
+    "epochs": _schema(
+        epoch=pa.int64(),  # 0 = before training
+        split=pa.string(),  # clean, noisy, test
+        accuracy=pa.float64(),
+        loss=pa.float64(),
+        n=pa.int64(),
+    ),
+    "gradients": _schema(
+        epoch=pa.int64(),  # 1 = the first epoch of training
+        group=pa.string(),
+        group_index=pa.int64(),
+        clean_norm=pa.float64(),  # L2 norms of the epoch's summed gradients, not yet divided by anything
+        noisy_norm=pa.float64(),
+        total_norm=pa.float64(),
+        cosine=pa.float64(),  # of the clean and the noisy sum; null where one of them is zero
+        n_parameters=pa.int64(),
+    ),
+    "examples": _schema(
+        example_id=pa.int64(),  # position in the source's own order, within its split
+        split=pa.string(),  # train or test
+        assigned=pa.int64(),
+        original=pa.int64(),
+        is_noisy=pa.bool_(),
+        mode=pa.string(),  # plain; with example-tied dropout: tied, scaled, dropped
+        prediction=pa.int64(),
+        margin=pa.float64(),  # logit of the assigned label minus the largest other logit
+        loss=pa.float64(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ResultStore:
+    """The tables of one results folder."""
+
+    storage: Storage
+
+    def write(self, table: str, unit_id: str, rows: pa.Table) -> None:
+        """Write one unit's rows of one table, replacing what the unit wrote before.
+
+        `rows` has the table's columns except `unit_id`, in any order.
+
+        Raises:
+            InputError: the columns are not the declared ones.
+            OSError: the storage refuses; what was there stays readable.
+        """
+        schema = _schema_of(table)
+        rows = rows.append_column("unit_id", pa.array([unit_id] * rows.num_rows, pa.string()))
+        if set(rows.column_names) != set(schema.names):
+            odd = sorted(set(rows.column_names) ^ set(schema.names))
+            raise InputError(f"table {table!r}: columns {odd} are missing or not declared.")
+        self.storage.write(f"{table}/{unit_id}.parquet", _to_parquet(rows.select(schema.names).cast(schema)))
+
+    def read(self, table: str) -> pa.Table:
+        """Return all rows of a table with its declared schema; no rows if nothing was written yet.
+
+        Raises:
+            InputError: a file is damaged or of another schema version; the message names it.
+        """
+        schema = _schema_of(table)
+        pieces, seen = [], set()
+        for name in self._newest_first(table):
+            rows, units = self._read_file(table, name)
+            if seen & units:
+                rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
+            seen |= units
+            pieces.append(rows)
+        return pa.concat_tables(pieces) if pieces else schema.empty_table()
+
+    def units(self, table: str) -> set[str]:
+        """Return the ids of the units that have written to `table`."""
+        done = set()
+        for name in self._newest_first(table):
+            done |= self._units_of(table, name) if name.startswith(_COMPACT) else {name.removesuffix(".parquet")}
+        return done
+
+    def finished_runs(self) -> set[str]:
+        """Return the ids of the runs whose row says `done`; failed ones are wanted again."""
+        runs = self.read("runs")
+        return set(runs.filter(pc.field("status") == "done")["run_id"].to_pylist())
+
+    def compact(self) -> dict[str, int]:
+        """Merge each table's files into one and return the number of files each table had.
+
+        Safe to interrupt: the merged file is complete before the first old one is removed.
+        """
+        return {table: self._compact_table(table) for table in SCHEMAS}
+
+    def _compact_table(self, table: str) -> int:
+        names = self._newest_first(table)
+        if len(names) < 2:
+            return len(names)
+        last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
+        rows, units = self.read(table), self.units(table)
+        merged = _to_parquet(rows, units=units)
+        self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
+        for name in names:
+            self.storage.delete(f"{table}/{name}")
+        return len(names)
+
+    def _newest_first(self, table: str) -> list[str]:
+        names = [n for n in self.storage.names(table) if n.endswith(".parquet")]
+        own = [n for n in names if not n.startswith(_COMPACT)]
+        return own + sorted((n for n in names if n.startswith(_COMPACT)), reverse=True)
+
+    def _units_of(self, table: str, name: str) -> set[str]:
+        metadata = self._open(table, name).schema_arrow.metadata or {}
+        return set(json.loads(metadata[_UNITS_KEY]))
+
+    def _read_file(self, table: str, name: str) -> tuple[pa.Table, set[str]]:
+        file = self._open(table, name)
+        metadata = file.schema_arrow.metadata or {}
+        units = set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {name.removesuffix(".parquet")}
+        return file.read().cast(_schema_of(table)), units
+
+    def _open(self, table: str, name: str) -> pq.ParquetFile:
+        where = f"{self.storage.location}/{table}/{name}"
+        try:
+            file = pq.ParquetFile(pa.BufferReader(self.storage.read(f"{table}/{name}")))
+        except pa.ArrowInvalid as error:
+            raise InputError(f"result file {where} is damaged ({error}); delete it and run the sweep again.") from error
+        version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
+        _check_version(where, version)
+        return file
+
+
+def create_results(location: str | Path) -> ResultStore:
+    """Return the store at a local folder or URI for reading and writing, made if missing.
+
+    Raises:
+        InputError: it cannot be written, or another schema version wrote it.
+    """
+    storage = open_storage(location)
+    check_writable(storage)
+    if not storage.exists(_MARKER):
+        storage.write(_MARKER, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+    return open_results(location)
+
+
+def open_results(location: str | Path) -> ResultStore:
+    """Return the store at a local folder or URI for reading.
+
+    Raises:
+        InputError: there are no results, or another schema version wrote them.
+    """
+    storage = open_storage(location)
+    if not storage.exists(_MARKER):
+        raise InputError(
+            f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
+        )
+    _check_version(storage.location, str(json.loads(storage.read(_MARKER)).get("schema_version")))
+    return ResultStore(storage)
+
+
+def table_from_rows(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:
+    """Return rows (dictionaries without `unit_id`) as an Arrow table with the declared types."""
+    schema = _schema_of(table)
+    return pa.Table.from_pylist(list(rows), schema=schema.remove(schema.get_field_index("unit_id")))
+
+
+def _schema_of(table: str) -> pa.Schema:
+    if table not in SCHEMAS:
+        raise unknown("result table", table, SCHEMAS)
+    return SCHEMAS[table]
+
+
+def _check_version(where: str, version: str) -> None:
+    if version != str(SCHEMA_VERSION):
+        raise InputError(
+            f"results at {where} were written by schema version {version}, this memlib reads {SCHEMA_VERSION}; "
+            "give another --results folder, or use the memlib that wrote them."
+        )
+
+
+def _to_parquet(rows: pa.Table, units: set[str] | None = None) -> memoryview:
+    """Return the Parquet file of `rows`, read back once: what is stored can be read."""
+    if units is not None:
+        rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _UNITS_KEY: json.dumps(sorted(units))})
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    buffer = sink.getvalue()
+    if pq.read_metadata(pa.BufferReader(buffer)).num_rows != rows.num_rows:
+        raise OSError("a Parquet file lost rows while it was written; nothing was stored.")
+    return memoryview(buffer)

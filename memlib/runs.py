@@ -1,0 +1,190 @@
+"""One training run as a unit of work: settings and data in, tables and checkpoints in the store out.
+
+The row in `runs` is written last: a run is done when that row says so, and only then. Everything
+before it can be written again without leaving a trace twice.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from memlib.batches import place_images
+from memlib.checkpoints import CheckpointFolder
+from memlib.config import RunConfig, config_to_json
+from memlib.datasets import Dataset, ImageSet, balanced_subset
+from memlib.errors import InputError
+from memlib.evaluation import predict
+from memlib.label_noise import NoisyLabels, add_label_noise
+from memlib.models import build_model
+from memlib.precision import resolve_precision
+from memlib.results import ResultStore, table_from_rows
+from memlib.seeds import stream
+from memlib.training import EpochRecord, TrainingData, train
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """A run's training set with its labels after noise, and its test set."""
+
+    train: ImageSet
+    noisy_labels: NoisyLabels
+    test: ImageSet
+
+
+def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
+    """Return the run's seeded subset of the training set with its label noise, and the test set as it is.
+
+    Raises:
+        InputError: the subset or the noise cannot be drawn from this dataset.
+    """
+    train_set = dataset.train
+    if config.data.limit is not None:
+        generator = stream(config.seed, "subset")
+        train_set = balanced_subset(train_set, config.data.limit, dataset.num_classes, generator)
+    if config.training.batch_size > len(train_set):
+        raise InputError(
+            f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(train_set)} training "
+            f"images here; give at most {len(train_set)}."
+        )
+    generator = stream(config.seed, "label_noise")
+    noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
+    return RunData(train_set, noisy, dataset.test)
+
+
+def perform_run(
+    config: RunConfig,
+    dataset: Dataset,
+    store: ResultStore,
+    *,
+    device: torch.device,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> None:
+    """Train one run, or continue it where it was interrupted, and write its tables and checkpoints.
+
+    `on_epoch` is called after every epoch, those finished before an interruption included.
+
+    Raises:
+        InputError: the settings do not fit the data.
+        Diverged: the loss is no longer finite; record it with `record_failure`.
+        OSError: the storage refuses.
+    """
+    data = prepare_data(config, dataset)
+    model = build_model(
+        config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=config.seed
+    )
+    training_data = TrainingData(
+        ImageSet(place_images(data.train.images, device), data.noisy_labels.labels, data.train.ids),
+        data.noisy_labels.is_noisy,
+        ImageSet(place_images(data.test.images, device), data.test.labels, data.test.ids),
+    )
+    checkpoints = CheckpointFolder(store.storage, config.run_id)
+    records = []
+    for record in train(model, training_data, config, device=device, checkpoints=checkpoints):
+        records.append(record)
+        on_epoch(record)
+    run_id = config.run_id
+    store.write("epochs", run_id, _epoch_rows(run_id, records))
+    store.write("gradients", run_id, _gradient_rows(run_id, records))
+    store.write("examples", run_id, _example_rows(run_id, model, data, device))
+    seconds = sum(record.seconds for record in records)
+    store.write("runs", run_id, _run_row(config, device, seconds=seconds, status="done", error=None))
+    checkpoints.delete_last()
+
+
+def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
+    """Return whether the run is among the `finished` ones and kept every state `config` asks for."""
+    if config.run_id not in finished:
+        return False
+    return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
+
+
+def record_failure(config: RunConfig, store: ResultStore, *, device: torch.device, error: str) -> None:
+    """Write the run's row with status `failed` and the reason; the next sweep tries the run again."""
+    row = _run_row(config, device, seconds=None, status="failed", error=error)
+    store.write("runs", config.run_id, row)
+
+
+def code_version() -> str:
+    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version("memlib")
+    return f"{version('memlib')}+{commit}"
+
+
+def _run_row(config: RunConfig, device: torch.device, **outcome: object) -> pa.Table:
+    row = {
+        "run_id": config.run_id,
+        "dataset": config.data.name,
+        "model": config.model.name,
+        "seed": config.seed,
+        "noise_fraction": config.noise.fraction,
+        "dropout": "none",
+        "config": config_to_json(config),
+        "code_version": code_version(),
+        "device": _device_name(device),
+        "precision": resolve_precision(config.training.precision, device),
+        **outcome,
+    }
+    return table_from_rows("runs", [row])
+
+
+def _device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{device.type}: {name}"
+
+
+def _epoch_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
+    rows = [
+        {"run_id": run_id, "epoch": record.epoch, "split": split, **asdict(result)}
+        for record in records
+        for split, result in record.accuracies.items()
+    ]
+    return table_from_rows("epochs", rows)
+
+
+def _gradient_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
+    rows = [
+        {"run_id": run_id, "epoch": record.epoch, **asdict(group)} for record in records for group in record.gradients
+    ]
+    return table_from_rows("gradients", rows)
+
+
+def _example_rows(run_id: str, model: torch.nn.Module, data: RunData, device: torch.device) -> pa.Table:
+    noisy = data.noisy_labels
+    clean_test = torch.zeros(len(data.test), dtype=torch.bool)
+    train_part = _judged("train", model, data.train, noisy.labels, device) | {
+        "original": noisy.original,
+        "is_noisy": noisy.is_noisy,
+    }
+    test_part = _judged("test", model, data.test, data.test.labels, device) | {
+        "original": data.test.labels,
+        "is_noisy": clean_test,
+    }
+    return pa.concat_tables(_columns(part, run_id=run_id, mode="plain") for part in (train_part, test_part))
+
+
+def _judged(
+    split: str, model: torch.nn.Module, images: ImageSet, assigned: Tensor, device: torch.device
+) -> dict[str, Any]:
+    judged = predict(model, images.images, assigned, device=device)
+    return {"split": split, "example_id": images.ids, "assigned": assigned, **vars(judged)}
+
+
+def _columns(part: Mapping[str, Any], **constants: str) -> pa.Table:
+    """Return equally long tensors and repeated strings as an Arrow table."""
+    n = len(part["example_id"])
+    columns = {name: v.numpy() if isinstance(v, Tensor) else [v] * n for name, v in {**part, **constants}.items()}
+    return pa.table(columns)

@@ -1,0 +1,1 @@
+"""Plans the work and runs it on Ray."""

@@ -1,0 +1,73 @@
+"""Ray itself: started quietly on this machine, or joined where it already runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+
+from memlib.errors import InputError
+
+SECONDS_TO_ANSWER = 5.0
+
+# Read by Ray when it is imported or started, so they are set before that.
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this environment, not one of uv's making
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are ours to write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has."""
+
+    cpus: int
+    gpus: int
+
+
+def start_ray(address: str | None) -> Capacity:
+    """Start Ray on this machine, or join the cluster at `address`, and return what it has.
+
+    Raises:
+        InputError: no cluster answers at `address`.
+    """
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    import ray  # noqa: PLC0415 - after the environment above
+
+    if address is not None:
+        _check_answers(address)
+    try:
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, "
+            "or leave --address out to use this machine."
+        ) from error
+    resources = ray.cluster_resources()
+    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+
+
+def stop_ray() -> None:
+    """Leave the cluster, and end it if this process started it."""
+    import ray  # noqa: PLC0415
+
+    ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Try a plain connection first: Ray itself waits long and does not say for what."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise InputError(
+            f"nothing answers at --address {address} ({error}); check that the cluster is up and the port open, "
+            "or leave --address out to use this machine."
+        ) from error

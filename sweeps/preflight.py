@@ -1,0 +1,56 @@
+"""Everything that can be wrong with a sweep, found before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from memlib.config import RunConfig
+from memlib.datasets import Dataset, check_dataset_name, load_dataset
+from memlib.errors import InputError
+from memlib.models import check_image_size, check_model_name
+from memlib.results import ResultStore
+from memlib.runs import prepare_data
+
+DISK_RESERVE = 1.1  # ask for this much more than estimated
+
+
+def dataset_key(run: RunConfig) -> str:
+    """Return the key under which a run's images are shared: runs of one source and size share them."""
+    return f"{run.data.name}@{run.data.image_size or 'native'}"
+
+
+def check_names(runs: Sequence[RunConfig]) -> None:
+    """Raise InputError for a data set or model that does not exist, with the nearest match; nothing is loaded."""
+    for name in dict.fromkeys(run.data.name for run in runs):
+        check_dataset_name(name)
+    for name in dict.fromkeys(run.model.name for run in runs):
+        check_model_name(name)
+
+
+def load_datasets(runs: Sequence[RunConfig], root: Path | None) -> dict[str, Dataset]:
+    """Return the images the runs need, by `dataset_key`; each source is read (or downloaded) once.
+
+    Raises:
+        InputError: a source is missing, damaged or unusable.
+    """
+    sources = {dataset_key(run): run.data for run in runs}
+    return {key: load_dataset(d.name, root=root, image_size=d.image_size) for key, d in sources.items()}
+
+
+def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> None:
+    """Raise InputError where a run's settings do not fit its images: size, subset, batch, noise."""
+    for run in runs:
+        dataset = datasets[dataset_key(run)]
+        prepare_data(run, dataset)
+        check_image_size(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+
+
+def check_disk(store: ResultStore, needed_bytes: int) -> None:
+    """Raise InputError if a local results folder lies on a disk without room for the checkpoints."""
+    free = store.storage.free_bytes()
+    if free is not None and free < DISK_RESERVE * needed_bytes:
+        raise InputError(
+            f"results need about {needed_bytes / 1e9:.1f} GB but {store.storage.location} has {free / 1e9:.1f} GB "
+            "free; free some space, give another --results, or keep fewer states (--set checkpoints.epochs=[0])."
+        )

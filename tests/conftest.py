@@ -1,0 +1,33 @@
+"""Small real images and settings that several test files use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memlib.config import RunConfig, build_config
+from memlib.datasets import Dataset, load_dataset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """Real handwritten digits at 16 x 16: 200 to train on, 60 to test on."""
+    full = load_dataset("digits", image_size=16)
+    return Dataset("digits", full.train.take(torch.arange(200)), full.test.take(torch.arange(60)), full.class_names)
+
+
+@pytest.fixture
+def small_run() -> RunConfig:
+    """A run of a few seconds on those digits."""
+    return build_config(
+        RunConfig,
+        {
+            "data": {"name": "digits", "image_size": 16},
+            "model": {"width": 0.0625},
+            "training": {"epochs": 3, "batch_size": 32, "peak_lr": 0.05, "precision": "float32"},
+            "checkpoints": {"epochs": [0, 2]},
+            "noise": {"fraction": 0.2},
+        },
+    )

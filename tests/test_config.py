@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memlib.config import (
+    CheckpointConfig,
+    NoiseConfig,
+    RunConfig,
+    TrainingConfig,
+    build_config,
+    config_from_json,
+    config_to_json,
+    different_from_defaults,
+)
+from memlib.errors import InputError
+
+
+def test_settings_survive_json():
+    config = build_config(
+        RunConfig,
+        {"noise": {"kind": "asymmetric", "pairs": [[0, 1], [1, 0]]}, "training": {"augment": ["crop"]}, "seed": 3},
+    )
+    assert config_from_json(config_to_json(config)) == config
+
+
+@given(seed=st.integers(0, 2**31), fraction=st.floats(0, 0.99), epochs=st.integers(1, 200))
+def test_the_run_id_depends_on_every_setting_that_can_move_a_number(seed, fraction, epochs):
+    base = RunConfig(seed=seed)
+    other = RunConfig(seed=seed, noise=NoiseConfig(fraction=fraction), training=TrainingConfig(epochs=epochs))
+    same = fraction == NoiseConfig().fraction and epochs == TrainingConfig().epochs
+    assert (base.run_id == other.run_id) == same
+
+
+def test_the_run_id_does_not_depend_on_which_checkpoints_are_kept():
+    assert RunConfig(checkpoints=CheckpointConfig(epochs=(0, 5))).run_id == RunConfig().run_id
+
+
+def test_the_run_id_of_the_default_run_never_changes():
+    # Finished results are found by this id: if this fails, a default was changed, and may not be.
+    assert RunConfig().run_id == "44136fa355b3678a"
+    assert different_from_defaults(RunConfig()) == {}
+
+
+def test_checkpoints_are_those_asked_for_that_the_run_reaches_and_its_last():
+    config = RunConfig(training=TrainingConfig(epochs=5), checkpoints=CheckpointConfig(epochs=(4, 0, 10)))
+    assert config.checkpoint_epochs == (0, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise": {"fraction": 1.0}}, r"noise.fraction is 1.0; give a share of the training set in \[0, 1\)"),
+        ({"noise": {"fraction": -0.1}}, "noise.fraction is -0.1"),
+        ({"training": {"epochs": 0}}, "training.epochs is 0; give at least 1"),
+        ({"training": {"peak_lr": -1.0}}, "training.peak_lr is -1.0; give a value above 0"),
+        ({"training": {"epoch": 5}}, "setting 'training.epoch' is not known; did you mean 'training.epochs'"),
+        ({"training": {"epochs": "5"}}, "training.epochs is '5'; give a value of type int"),
+        ({"training": {"epochs": True}}, "training.epochs is True; give a value of type int"),
+        ({"training": {"schedule": "cosin"}}, "did you mean 'cosine'"),
+        ({"training": {"augment": ["flip", "flip"]}}, "names one step twice"),
+        ({"noise": {"pairs": [[0, 1, 2]], "kind": "asymmetric"}}, "each needs 2 values"),
+        ({"noise": {"pairs": [[0, 1]]}}, "set noise.kind to 'asymmetric'"),
+        ({"model": {"name": "vit", "width": 0.5}}, "only resnet9 has a width"),
+        ({"model": 3}, "setting model is 3; give a table"),
+        ({"checkpoints": {"epochs": [-1]}}, "give epochs from 0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_to_do(settings, message):
+    with pytest.raises(InputError, match=message):
+        build_config(RunConfig, settings)
+
+
+def test_whole_numbers_are_taken_for_real_ones_but_stay_the_same_run():
+    assert build_config(RunConfig, {"training": {"peak_lr": 1}}) == build_config(
+        RunConfig, {"training": {"peak_lr": 1.0}}
+    )
+
+
+def test_the_stored_settings_are_complete():
+    stored = json.loads(config_to_json(replace(RunConfig(), seed=7)))
+    assert stored["seed"] == 7
+    assert stored["training"]["momentum"] == 0.9

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memlib.batches import normalize
+from memlib.evaluation import accuracy, evaluation_mode, predict
+from memlib.models import ResNet9
+
+CPU = torch.device("cpu")
+
+
+def small_set(n=23):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 1, 12, 12), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, 5, (n,), generator=generator)
+
+
+def test_predictions_margins_and_losses_equal_one_example_at_a_time():
+    model = ResNet9(in_channels=1, num_classes=5, width=0.0625)
+    images, labels = small_set()
+    got = predict(model, images, labels, device=CPU, batch_size=7)
+    model.eval()
+    for i, label in enumerate(labels.tolist()):
+        logits = model(normalize(images[i : i + 1]))[0]
+        others = [x for k, x in enumerate(logits.tolist()) if k != label]
+        assert got.prediction[i] == logits.argmax()
+        assert got.margin[i].item() == pytest.approx(logits[label].item() - max(others), abs=1e-5)
+        assert got.loss[i].item() == pytest.approx(F.cross_entropy(logits[None], labels[i : i + 1]).item(), abs=1e-5)
+
+
+def test_the_margin_is_positive_exactly_where_the_prediction_is_the_assigned_label():
+    model = ResNet9(in_channels=1, num_classes=5, width=0.0625)
+    images, labels = small_set(100)
+    got = predict(model, images, labels, device=CPU)
+    assert torch.equal(got.margin > 0, got.prediction == labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 1000])
+def test_predictions_do_not_depend_on_the_batch_size(batch_size):
+    model = ResNet9(in_channels=1, num_classes=5, width=0.0625)
+    images, labels = small_set()
+    whole = predict(model, images, labels, device=CPU, batch_size=23)
+    parts = predict(model, images, labels, device=CPU, batch_size=batch_size)
+    torch.testing.assert_close(parts.margin, whole.margin)
+
+
+def test_predicting_changes_neither_the_model_nor_its_modes():
+    model = nn.Sequential(ResNet9(in_channels=1, num_classes=5, width=0.0625), nn.Dropout(0.5)).train()
+    model[1].eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    predict(model, *small_set(), device=CPU)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert model[0].training
+    assert not model[1].training
+
+
+def test_modes_come_back_after_an_error():
+    model = nn.Dropout()
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        raise RuntimeError
+    assert model.training
+
+
+def test_accuracy_is_the_share_predicted_as_assigned_among_the_chosen():
+    model = ResNet9(in_channels=1, num_classes=5, width=0.0625)
+    images, labels = small_set()
+    got = predict(model, images, labels, device=CPU)
+    chosen = torch.arange(23) % 3 == 0
+    result = accuracy(got, labels, chosen)
+    assert result is not None
+    right = [int(p == y) for p, y, c in zip(got.prediction, labels, chosen, strict=True) if c]
+    assert result.accuracy == pytest.approx(sum(right) / len(right))
+    assert result.n == len(right)
+    assert accuracy(got, labels, torch.zeros(23, dtype=torch.bool)) is None

@@ -1,0 +1,180 @@
+"""The training loop against a plain one written here, and interrupted against uninterrupted."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from memlib.batches import epoch_order, normalize, split_order
+from memlib.checkpoints import CheckpointFolder
+from memlib.config import ModelConfig, RunConfig
+from memlib.models import build_model
+from memlib.results import create_results
+from memlib.runs import is_finished, perform_run, prepare_data, record_failure
+from memlib.schedules import learning_rate
+from memlib.storage import open_storage
+from memlib.training import Diverged, TrainingData, train
+
+CPU = torch.device("cpu")
+
+
+def start(config, digits):
+    data = prepare_data(config, digits)
+    train_set = replace(data.train, labels=data.noisy_labels.labels)
+    model = build_model(config.model, image_shape=digits.image_shape, num_classes=10, seed=config.seed)
+    return model, TrainingData(train_set, data.noisy_labels.is_noisy, data.test)
+
+
+def without_seconds(records):
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def test_training_equals_a_plain_loop_that_accounts_for_nothing(digits, small_run, tmp_path):
+    model, data = start(small_run, digits)
+    plain = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    settings = small_run.training
+    batches = [
+        batch
+        for epoch in range(1, settings.epochs + 1)
+        for batch in split_order(epoch_order(len(data.train), seed=0, epoch=epoch), settings.batch_size)
+    ]
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step=step, steps=len(batches))
+        optimizer.zero_grad()
+        F.cross_entropy(plain(normalize(data.train.images[batch])), data.train.labels[batch]).backward()
+        optimizer.step()
+    list(train(model, data, small_run, device=CPU, checkpoints=CheckpointFolder(open_storage(tmp_path), "r")))
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("model_name", "interruptions"), [("resnet9", [0, 1, 2]), ("vit", [1])])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
+    digits, small_run, tmp_path, model_name, interruptions
+):
+    config = small_run if model_name == "resnet9" else replace(small_run, model=ModelConfig(name="vit"))
+    digits = digits if model_name == "resnet9" else _few(digits)
+    whole_model, data = start(config, digits)
+    folder = CheckpointFolder(open_storage(tmp_path / "whole"), "r")
+    whole = list(train(whole_model, data, config, device=CPU, checkpoints=folder))
+    folder = CheckpointFolder(open_storage(tmp_path / "parts"), "r")
+    for finished in interruptions:
+        interrupted_model, _ = start(config, digits)
+        epochs = train(interrupted_model, data, config, device=CPU, checkpoints=folder)
+        for _ in range(finished + 1):
+            next(epochs)
+        epochs.close()
+    resumed_model, _ = start(config, digits)
+    resumed = list(train(resumed_model, data, config, device=CPU, checkpoints=folder))
+    assert without_seconds(resumed) == without_seconds(whole)
+    for name, tensor in whole_model.state_dict().items():
+        assert torch.equal(resumed_model.state_dict()[name], tensor), name
+
+
+def _few(digits):
+    return replace(digits, train=digits.train.take(torch.arange(40)), test=digits.test.take(torch.arange(10)))
+
+
+def test_training_leaves_the_global_random_stream_untouched(digits, small_run, tmp_path):
+    config = replace(small_run, model=ModelConfig(name="vit"), training=replace(small_run.training, epochs=1))
+    digits = _few(digits)
+    before = torch.get_rng_state()
+    perform_run(config, digits, create_results(tmp_path), device=CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_epoch_zero_is_the_state_before_training(digits, small_run, tmp_path):
+    model, data = start(small_run, digits)
+    initial = copy.deepcopy(model.state_dict())
+    folder = CheckpointFolder(open_storage(tmp_path), "r")
+    first = next(train(model, data, small_run, device=CPU, checkpoints=folder))
+    assert first.epoch == 0
+    assert first.gradients == ()
+    assert all(torch.equal(folder.load_epoch(0)[name], t) for name, t in initial.items())
+
+
+def test_a_run_writes_its_tables_keeps_its_checkpoints_and_nothing_else(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    folder = CheckpointFolder(store.storage, small_run.run_id)
+    assert folder.epochs() == (0, 2, 3)
+    assert folder.load_last() is None
+    run = store.read("runs").to_pylist()[0]
+    assert (run["status"], run["error"], run["dataset"], run["noise_fraction"]) == ("done", None, "digits", 0.2)
+    epochs = store.read("epochs").to_pylist()
+    assert {(r["epoch"], r["split"]) for r in epochs} == {(e, s) for e in range(4) for s in ("clean", "noisy", "test")}
+    assert {r["n"] for r in epochs if r["split"] == "noisy"} == {40}
+    assert store.read("gradients").num_rows == 3 * 9
+    assert is_finished(small_run, store, store.finished_runs())
+
+
+def test_the_examples_table_agrees_with_the_last_epoch_and_with_the_noise(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    examples = store.read("examples").to_pylist()
+    last = {r["split"]: r["accuracy"] for r in store.read("epochs").to_pylist() if r["epoch"] == 3}
+    parts = {
+        "clean": [r for r in examples if r["split"] == "train" and not r["is_noisy"]],
+        "noisy": [r for r in examples if r["is_noisy"]],
+        "test": [r for r in examples if r["split"] == "test"],
+    }
+    for split, rows in parts.items():
+        assert sum(r["prediction"] == r["assigned"] for r in rows) / len(rows) == pytest.approx(last[split])
+    assert all((r["assigned"] != r["original"]) == r["is_noisy"] for r in examples)
+    assert {r["example_id"] for r in examples if r["split"] == "train"} == set(digits.train.ids.tolist())
+
+
+def test_a_limit_trains_on_a_seeded_balanced_subset(digits, small_run):
+    config = replace(small_run, data=replace(small_run.data, limit=50))
+    first, again = prepare_data(config, digits), prepare_data(config, digits)
+    assert torch.equal(first.train.ids, again.train.ids)
+    assert first.train.labels.bincount(minlength=10).tolist() == [5] * 10
+    other = prepare_data(replace(config, seed=1), digits)
+    assert not torch.equal(first.train.ids, other.train.ids)
+
+
+def test_without_noise_there_is_no_noisy_split(digits, small_run, tmp_path):
+    config = replace(small_run, noise=replace(small_run.noise, fraction=0.0))
+    store = create_results(tmp_path)
+    perform_run(config, digits, store, device=CPU)
+    assert set(store.read("epochs")["split"].to_pylist()) == {"clean", "test"}
+    assert set(store.read("gradients")["cosine"].to_pylist()) == {None}
+
+
+def test_a_diverged_run_stops_at_once_and_says_what_to_change(digits, small_run, tmp_path):
+    config = replace(small_run, training=replace(small_run.training, peak_lr=1e30, warmup=0.0))
+    store = create_results(tmp_path)
+    with pytest.raises(Diverged, match=r"no longer finite in epoch 1 of 3; lower training.peak_lr \(now 1e\+30\)"):
+        perform_run(config, digits, store, device=CPU)
+    record_failure(config, store, device=CPU, error="it diverged")
+    run = store.read("runs").to_pylist()[0]
+    assert (run["status"], run["error"], run["seconds"]) == ("failed", "it diverged", None)
+    assert not is_finished(config, store, store.finished_runs())
+
+
+def test_a_finished_run_that_kept_fewer_checkpoints_than_wanted_is_wanted_again(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    wanted = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=(1,)))
+    assert wanted.run_id == small_run.run_id
+    assert not is_finished(wanted, store, store.finished_runs())
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(digits):
+    with pytest.raises(ValueError, match="training.batch_size is 512 but digits has 200 training images"):
+        prepare_data(RunConfig(), digits)
+
+
+def test_bfloat16_training_stays_near_float32(digits, small_run, tmp_path):
+    """The fast path: losses within 0.05 nats after three epochs."""
+    finals = []
+    for precision in ("float32", "bfloat16"):
+        config = replace(small_run, training=replace(small_run.training, precision=precision))
+        model, data = start(config, digits)
+        folder = CheckpointFolder(open_storage(tmp_path / precision), "r")
+        finals.append(list(train(model, data, config, device=CPU, checkpoints=folder))[-1])
+    for split, exact in finals[0].accuracies.items():
+        assert finals[1].accuracies[split].loss == pytest.approx(exact.loss, abs=0.05)
