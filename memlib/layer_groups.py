@@ -3,9 +3,9 @@
 A group owns parameters and buffers; the groups of a model are a partition of both, in order of
 depth. A BatchNorm's running statistics belong to the group of its weight.
 
-Paper: the units of its layer-level experiments. ResNet-9: 8 convolution blocks and the classifier. ResNet-50: stem, layer1..layer4,
-classifier. ViT: patch embedding, one group a transformer block, head. Any other model: timm's own
-coarse stages where it declares them, else its top-level modules.
+Paper: the units of its layer-level experiments. ResNet-9: 8 convolution blocks and the classifier.
+ResNet-50: stem, layer1..layer4, classifier. ViT: patch embedding, one group a transformer block, head.
+Any other model: timm's own coarse stages where it declares them, else its top-level modules.
 Deviations: the released code types the names by hand, puts one ViT tensor in two groups and no
 buffer in any.
 """

@@ -1,0 +1,233 @@
+"""The command on real Ray with 2 CPUs: what it prints, what it leaves, and what no interruption changes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from memlib.checkpoints import CheckpointFolder
+from memlib.results import open_results
+from memlib.storage import open_storage
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--preset", "quick", "--limit", "200", "--set", "model.width=0.0625", "--set", "training.precision=float32"]
+TIMEOUT = 240
+
+
+def start(results, *options):
+    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def sweep(results, *options):
+    process = start(results, *options)
+    out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
+
+
+def rows(results, table):
+    """All rows of a table in a fixed order, without what differs between equal runs: wall time."""
+    found = open_results(results).read(table).to_pylist()
+    return sorted(repr({k: v for k, v in row.items() if k != "seconds"}) for row in found)
+
+
+def assert_same_results(left, right):
+    for table in ("runs", "epochs", "gradients", "examples"):
+        assert rows(left, table) == rows(right, table), table
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the sweep did not get that far"
+        time.sleep(0.05)
+
+
+def finished_epochs(results):
+    """The number of epochs each unfinished run could continue from."""
+    storage = open_storage(results)
+    names = [p.name for p in (Path(results) / "checkpoints").glob("*")] if Path(results).exists() else []
+    last = [CheckpointFolder(storage, name).load_last() for name in names]
+    return [len(c.facts["records"]) - 1 for c in last if c is not None]
+
+
+def trial_processes(driver):
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [p for p in children if "_train_trial" in " ".join(p.cmdline()) or "ImplicitFunc" in p.name()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Two runs of 12 epochs that nothing happened to, and what the command printed."""
+    results = tmp_path_factory.mktemp("undisturbed") / "results"
+    code, out, err = sweep(results, "--epochs", "12")
+    assert (code, err) == (0, ""), out + err
+    return results, out
+
+
+def test_a_sweep_prints_one_line_an_event_and_nothing_else(undisturbed):
+    _, out = undisturbed
+    expected = [
+        r"2 runs wanted, 0 done, 2 to do; results: .*",
+        r"  [0-9a-f]{16}  digits resnet9 noise 0.1 seed [01]: [\d.]+ TFLOP",
+        r"on \d+ CPUs and 0 GPUs: about .*, \d+ MB of checkpoints",
+        r"started: digits resnet9 noise 0.1 seed [01]",
+        r"digits resnet9 noise 0.1 seed [01]: epoch \d+/12  clean .* left",
+        r"done: digits resnet9 noise 0.1 seed [01] in \d+ (s|min) \([01] runs left\)",
+    ]
+    for line in filter(None, out.splitlines()):
+        assert any(re.fullmatch(pattern, line) for pattern in expected), line
+    assert out.count("done: ") == 2
+
+
+def test_everything_a_sweep_leaves_is_results_and_checkpoints(undisturbed):
+    results, _ = undisturbed
+    kinds = {re.sub(r"[0-9a-f]{16}|\d{4}", "*", str(p.relative_to(results))) for p in results.rglob("*") if p.is_file()}
+    tables = {f"{table}/*.parquet" for table in ("runs", "epochs", "gradients", "examples")}
+    assert kinds == tables | {"memlib-results.json", "checkpoints/*/epoch-*.safetensors"}
+
+
+def test_a_second_sweep_finds_everything_done_and_touches_nothing(undisturbed):
+    results, _ = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*.*")}
+    code, out, _ = sweep(results, "--epochs", "12")
+    assert code == 0
+    assert "2 runs wanted, 2 done, 0 to do" in out
+    assert "everything is already done" in out
+    after = {p: p.stat().st_mtime_ns for p in results.rglob("*.*")}
+    assert {p for p in before if p.name != "memlib-results.json" and before[p] != after[p]} == set()
+
+
+def test_more_seeds_compute_only_what_is_new(undisturbed):
+    results, _ = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*.parquet")}
+    code, out, _ = sweep(results, "--epochs", "12", "--seeds", "0", "1", "2", "--dry-run")
+    assert code == 0
+    assert "3 runs wanted, 2 done, 1 to do" in out
+    assert "seed 2: " in out
+    assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*.parquet")}
+
+
+def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturbed, tmp_path):
+    results = tmp_path / "results"
+    driver = start(results, "--epochs", "12")
+    wait_for(lambda: (results / "runs").exists() or min(finished_epochs(results), default=0) >= 3)
+    driver.kill()
+    driver.communicate()
+    kept = finished_epochs(results)
+    done = {p: p.stat().st_mtime_ns for p in results.glob("runs/*.parquet")}
+    code, out, err = sweep(results, "--epochs", "12")
+    assert code == 0, out + err
+    assert len(kept) + len(done) == 2
+    assert all(p.stat().st_mtime_ns == written for p, written in done.items())
+    assert_same_results(results, undisturbed[0])
+
+
+def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same_rows(undisturbed, tmp_path):
+    results = tmp_path / "results"
+    driver = start(results, "--epochs", "12")
+    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    trial_processes(driver)[0].kill()
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 0, out + err
+    assert "started again: " in out
+    assert_same_results(results, undisturbed[0])
+
+
+def test_control_c_ends_a_sweep_in_one_line_and_loses_at_most_the_epoch_in_progress(tmp_path):
+    results = tmp_path / "results"
+    driver = start(results, "--epochs", "500", "--seeds", "0")
+    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 130, out + err
+    assert out.splitlines()[-1].startswith("interrupted; finished epochs are kept")
+    assert "Traceback" not in out + err
+    assert max(finished_epochs(results)) >= 2
+
+
+def test_a_diverged_run_fails_alone_with_the_settings_to_change(tmp_path):
+    results = tmp_path / "results"
+    code, out, _ = sweep(results, "--epochs", "2", "--seeds", "0", "--set", "training.peak_lr=1e30")
+    assert code == 1
+    assert "failed: digits resnet9 noise 0.1 seed 0" in out
+    assert "lower training.peak_lr (now 1e+30)" in out
+    run = open_results(results).read("runs").to_pylist()[0]
+    assert run["status"] == "failed"
+    assert "no longer finite in epoch 1 of 2" in run["error"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB of its own."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("a small disk cannot be mounted here: " + mount.stderr.decode().strip())
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk):
+    results, ballast = small_disk / "results", small_disk / "ballast"
+    assert sweep(results, "--epochs", "1", "--seeds", "0")[0] == 0
+    driver = start(results, "--epochs", "60", "--seeds", "0")
+    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    with ballast.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 1, out + err
+    assert "the disk or quota holding the results is full" in out
+    assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done"]
+    ballast.unlink()
+    code, out, err = sweep(results, "--epochs", "60", "--seeds", "0")
+    assert code == 0, out + err
+    assert open_results(results).read("runs").num_rows == 2
+
+
+def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):
+    from sweeps.full_paper import main
+
+    (small_disk / "ballast").write_bytes(bytes(1_900_000))
+    assert main([*TINY, "--results", str(small_disk / "results")]) == 2
+    assert "free some space, give another --results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--datasets", "digit"], "data set 'digit' is not known; did you mean 'digits'"),
+        (["--models", "resnet", "--set", "model.width=1.0"], "model 'resnet' is not known; did you mean 'resnet9'"),
+        (["--noise", "1.0"], "noise.fraction is 1.0"),
+        (["--epochs", "0"], "training.epochs is 0"),
+        (["--limit", "5"], "limit"),
+        (["--set", "data.image_size=8"], "set data.image_size to 11 or more"),
+        (["--address", "127.0.0.1:9"], "nothing answers at --address 127.0.0.1:9"),
+        (["--results", "/proc/nothing"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_compute(options, message, tmp_path, capsys):
+    from sweeps.full_paper import main
+
+    code = main([*TINY, "--results", str(tmp_path / "results"), *options])
+    shown = capsys.readouterr()
+    assert code == 2
+    assert message in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_results_of_another_schema_version_are_refused(tmp_path, capsys):
+    from sweeps.full_paper import main
+
+    (tmp_path / "memlib-results.json").write_text('{"schema_version": 0}')
+    assert main([*TINY, "--results", str(tmp_path)]) == 2
+    assert "written by schema version 0" in capsys.readouterr().err
