@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from memlib.errors import InputError
 
@@ -37,16 +38,17 @@ def start_ray(address: str | None) -> Capacity:
         InputError: no cluster answers at `address`.
     """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-    import ray  # noqa: PLC0415 - after the environment above
-
     if address is not None:
         _check_answers(address)
+        _offer_token()
+    import ray  # noqa: PLC0415 - after the environment above
+
     try:
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, "
-            "or leave --address out to use this machine."
+            f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
+            "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
         ) from error
     resources = ray.cluster_resources()
     return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
@@ -57,6 +59,13 @@ def stop_ray() -> None:
     import ray  # noqa: PLC0415
 
     ray.shutdown()
+
+
+def _offer_token() -> None:
+    """Use the cluster token where there is one: Ray does so unasked only for clusters it starts itself."""
+    places = [os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token"]
+    if "RAY_AUTH_TOKEN" in os.environ or any(place and Path(place).is_file() for place in places):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_answers(address: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlib.config import ModelConfig, RunConfig
+from memlib.config import RunConfig
 from memlib.datasets import Dataset
 from memlib.models import build_model
 from memlib.results import ResultStore
@@ -55,7 +57,9 @@ def describe_plan(
 def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     """Return the estimated cost of one run; the network is only built, nothing is computed."""
     n_train = min(config.data.limit or len(dataset.train), len(dataset.train))
-    forward, n_bytes = _model_size(config.model, dataset.image_shape, dataset.num_classes)
+    model = build_model(config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
+    n_bytes = sum(t.nbytes for t in model.state_dict().values())
+    forward = forward_flops(model, dataset.image_shape)
     evaluated = n_train + len(dataset.test)
     flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
     return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 2))  # + 2: the state to continue from
@@ -90,10 +94,9 @@ def _time_product(a: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _model_size(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> tuple[float, int]:
-    """Return forward FLOPs an image and the bytes of parameters and buffers."""
-    model = build_model(config, image_shape=image_shape, num_classes=num_classes, seed=0).to("meta")
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Return the FLOPs (2 a multiply-add) of one image's forward pass, counted without computing it."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model.eval()(torch.empty(1, *image_shape, device="meta"))
-    return counter.get_total_flops(), sum(t.nbytes for t in model.state_dict().values())
+        copy.deepcopy(model).to("meta").eval()(torch.empty(1, *image_shape, device="meta"))
+    return counter.get_total_flops()

@@ -50,6 +50,8 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     try:
         wanted = _wanted_runs(options)
         check_names(wanted)
+        if "://" not in options.results:
+            options.results = str(Path(options.results).absolute())  # trials run in folders of their own
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")

@@ -20,14 +20,29 @@ TINY = ["--preset", "quick", "--limit", "200", "--set", "model.width=0.0625", "-
 TIMEOUT = 240
 
 
-def start(results, *options):
+@pytest.fixture
+def start():
+    """Starts sweeps that do not outlive their test."""
+    started = []
+
+    def start_one(results, *options):
+        started.append(launch(results, *options))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def launch(results, *options):
     command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def sweep(results, *options):
-    process = start(results, *options)
+    process = launch(results, *options)
     out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
@@ -115,7 +130,7 @@ def test_more_seeds_compute_only_what_is_new(undisturbed):
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*.parquet")}
 
 
-def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturbed, tmp_path):
+def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
     results = tmp_path / "results"
     driver = start(results, "--epochs", "12")
     wait_for(lambda: (results / "runs").exists() or min(finished_epochs(results), default=0) >= 3)
@@ -130,7 +145,7 @@ def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturb
     assert_same_results(results, undisturbed[0])
 
 
-def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same_rows(undisturbed, tmp_path):
+def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
     results = tmp_path / "results"
     driver = start(results, "--epochs", "12")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
@@ -141,7 +156,7 @@ def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same
     assert_same_results(results, undisturbed[0])
 
 
-def test_control_c_ends_a_sweep_in_one_line_and_loses_at_most_the_epoch_in_progress(tmp_path):
+def test_control_c_ends_a_sweep_in_one_line_and_loses_at_most_the_epoch_in_progress(tmp_path, start):
     results = tmp_path / "results"
     driver = start(results, "--epochs", "500", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
@@ -174,21 +189,20 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk):
+def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk, start):
     results, ballast = small_disk / "results", small_disk / "ballast"
     assert sweep(results, "--epochs", "1", "--seeds", "0")[0] == 0
-    driver = start(results, "--epochs", "60", "--seeds", "0")
+    driver = start(results, "--epochs", "30", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
-    with ballast.open("wb") as file, pytest.raises(OSError, match="No space left"):
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-            file.flush()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 1, out + err
     assert "the disk or quota holding the results is full" in out
     assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done"]
     ballast.unlink()
-    code, out, err = sweep(results, "--epochs", "60", "--seeds", "0")
+    code, out, err = sweep(results, "--epochs", "30", "--seeds", "0")
     assert code == 0, out + err
     assert open_results(results).read("runs").num_rows == 2
 

@@ -1,0 +1,233 @@
+"""One training step of ResNet-9 at full width with gradient accounting, against two other ways.
+
+In turn in one process: (a) ours; (b) a plain step without accounting, on the same numeric path;
+(c) the obvious way, written out below: decoded PIL images through a DataLoader with 2 workers,
+float32, contiguous, three backward passes, every gradient copied to the CPU. (d) is ours forced to
+the other precision. Printed are medians, ratios, and the share of this machine's measured matrix
+rate that the convolutions' FLOPs amount to. `--save` keeps the rows in bench/results/training.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.profiler import profile
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torchvision.transforms import v2
+
+from memlib.batches import normalize
+from memlib.config import ModelConfig, Precision, RunConfig, TrainingConfig
+from memlib.gradient_accounting import add_to_sums_, zero_sums
+from memlib.models import build_model
+from memlib.precision import autocast, resolve_precision
+from memlib.training import TrainingState, training_step
+from sweeps.costs import forward_flops
+
+SHAPE = (3, 32, 32)
+BATCHES_AN_EPOCH = 4  # of the obvious way's loader
+PASSES = {"(a)": 5, "(b)": 3, "(c)": 7, "(d)": 5}  # forward 1, each backward 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RESULTS = Path(__file__).parent / "results" / "training.json"
+
+
+class PilImages(Dataset):
+    """What most code has: PIL images, turned into tensors one by one in worker processes."""
+
+    def __init__(self, images: Tensor, labels: Tensor, is_noisy: Tensor) -> None:
+        self.images = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+        self.targets = list(zip(labels.tolist(), is_noisy.tolist(), strict=True))
+        steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+        self.transform = v2.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        return self.transform(self.images[index]), *self.targets[index]
+
+
+def network(device: torch.device) -> nn.Module:
+    """Return a fresh full-width ResNet-9."""
+    return build_model(ModelConfig(), image_shape=SHAPE, num_classes=10, seed=0).to(device)
+
+
+def sgd(model: nn.Module, *, fused: bool) -> torch.optim.SGD:
+    """Return the paper's optimizer."""
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
+
+
+def ours(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torch.device) -> Callable[[], None]:
+    """Return a step of memlib's training with accounting."""
+    images, labels, is_noisy = (t.to(device) for t in data)
+    model = network(device).to(memory_format=torch.channels_last)
+    state = TrainingState(model, sgd(model, fused=True))
+    config = RunConfig(training=TrainingConfig(precision=precision))
+    sums = zero_sums(list(model.parameters()))
+
+    def step() -> None:
+        _, gradients = training_step(state, (normalize(images), labels, is_noisy), config, device=device)
+        add_to_sums_(sums, gradients)
+
+    return step
+
+
+def plain(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torch.device) -> Callable[[], None]:
+    """Return a step without accounting, on the same numeric path as ours."""
+    images, labels, _ = (t.to(device) for t in data)
+    model = network(device).to(memory_format=torch.channels_last)
+    optimizer = sgd(model, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, device):
+            logits = model(normalize(images))
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def obvious(data: tuple[Tensor, Tensor, Tensor], device: torch.device) -> Callable[[], None]:
+    """Return a step as one would first write it."""
+    model = network(device)
+    optimizer = sgd(model, fused=False)
+    pictures = ConcatDataset([PilImages(*data)] * BATCHES_AN_EPOCH)
+    loader = DataLoader(pictures, batch_size=len(data[1]), shuffle=True, num_workers=2, persistent_workers=True)
+
+    def endless() -> Iterator[list[Tensor]]:
+        while True:
+            yield from loader
+
+    batches = endless()
+
+    def step() -> None:
+        inputs, labels, is_noisy = (t.to(device) for t in next(batches))
+        loss = F.cross_entropy(model(inputs), labels, reduction="none") / len(labels)
+        kept = []
+        for part in (loss[~is_noisy].sum(), loss[is_noisy].sum(), loss.sum()):
+            optimizer.zero_grad()
+            part.backward(retain_graph=True)
+            kept.append([p.grad.cpu().clone() for p in model.parameters() if p.grad is not None])
+        optimizer.step()
+
+    return step
+
+
+def time_in_turn(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of each step, all ways in turn in every round, after one round of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_ > 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Return FLOP/s of a square matrix product on random data: the floor that FLOPs are held against."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / min(statistics.median(s) for s in time_in_turn({"x": lambda: a @ b}, 5, device).values())
+
+
+def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str, float]]:
+    """Return the operations of a step with their shares of its time, largest first."""
+    step()
+    with profile() as profiler:
+        for _ in range(steps):
+            step()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    total = sum(times.values())
+    return sorted(((name, t / total) for name, t in times.items()), key=lambda item: -item[1])[:8]
+
+
+def random_batch(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uint8 images, labels and is_noisy (a tenth), as large as CIFAR-10's."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *SHAPE), dtype=np.uint8)
+    labels, is_noisy = rng.integers(0, 10, size), rng.random(size) < 0.1
+    return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(is_noisy)
+
+
+def measure(batch: int, rounds: int, device: torch.device) -> dict[str, object]:
+    """Return medians and ratios of all ways, and the matrix rates they are held against."""
+    fast = resolve_precision("auto", device)
+    other: Precision = "float32" if fast == "bfloat16" else "bfloat16"
+    data = random_batch(batch)
+    steps = {
+        f"(a) ours, {fast}": ours(data, fast, device),
+        f"(b) plain step, {fast}": plain(data, fast, device),
+        "(c) the obvious way": obvious(data, device),
+        f"(d) ours, {other}": ours(data, other, device),
+    }
+    seconds = {way: statistics.median(times) for way, times in time_in_turn(steps, rounds, device).items()}
+    flops = forward_flops(network(torch.device("cpu")), SHAPE)
+    rates = {name: matrix_rate(dtype, device) for name, dtype in DTYPES.items()}
+    a_seconds = next(iter(seconds.values()))
+    rows = [
+        {
+            "way": way,
+            "images_per_second": batch / median,
+            "ratio": median / a_seconds,
+            "flops_per_second": (rate := PASSES[way[:3]] * flops * batch / median),
+            "share_of_float32_matrix_rate": rate / rates["float32"],
+        }
+        for way, median in seconds.items()
+    ]
+    return {"rows": rows, "matrix_rates": rates, "profile": where_time_goes(next(iter(steps.values())))}
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description="Time a training step with gradient accounting against other ways.")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--save", action="store_true", help=f"keep the rows in {RESULTS.relative_to(RESULTS.parents[2])}"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured: dict[str, Any] = measure(options.batch, options.rounds, device)
+    for row in measured["rows"]:
+        print(
+            f"{row['way']:24} {row['images_per_second']:8.1f} images/s, ours is {row['ratio']:.2f} times as fast, "
+            f"{row['flops_per_second'] / 1e9:.0f} GFLOP/s "
+            f"= {row['share_of_float32_matrix_rate']:.2f} of the float32 matrix rate"
+        )
+    print("matrix rates:", ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in measured["matrix_rates"].items()))
+    print("ours by operation:", ", ".join(f"{name} {share:.0%}" for name, share in measured["profile"]))
+    if options.save:
+        facts = {
+            "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__,
+            "device": str(device),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": options.threads,
+            "batch": options.batch,
+        }
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({**facts, **measured}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

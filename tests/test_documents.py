@@ -1,0 +1,77 @@
+"""What the documents say is executed, so that it stays true."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import memlib
+from memlib.config import CheckpointConfig, DataConfig, ModelConfig, NoiseConfig, TrainingConfig
+from memlib.results import SCHEMAS
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_the_python_in_a_document_runs_as_it_stands(document, tmp_path):
+    code = "\n".join(blocks(document, "python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "'group': 'classifier'" in done.stdout
+
+
+def test_every_option_the_readme_names_exists():
+    from sweeps.full_paper import _parser
+
+    known = {option for action in _parser()._actions for option in action.option_strings}
+    sweeps = [line for block in blocks("README.md", "") for line in block.splitlines() if "full_paper.py" in line]
+    named = {option for line in sweeps for option in re.findall(r"(--[a-z-]+)", line)}
+    assert named <= known
+    assert len(named) > 5
+
+
+@pytest.mark.parametrize(
+    ("section", "config"),
+    [
+        ("data", DataConfig),
+        ("noise", NoiseConfig),
+        ("model", ModelConfig),
+        ("training", TrainingConfig),
+        ("checkpoints", CheckpointConfig),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(section, config):
+    text = (ROOT / "docs" / "settings.md").read_text()
+    for setting in fields(config):
+        row = re.search(rf"^\| `{section}\.{setting.name}` \| `(.*?)` \|", text, flags=re.MULTILINE)
+        assert row, f"{section}.{setting.name}"
+        default = getattr(config(), setting.name)
+        shown = {None: "none", (): "[]", (0,): "[0]"}.get(default, str(default))
+        assert row[1] == shown, setting.name
+
+
+def test_every_table_and_column_is_documented():
+    text = (ROOT / "docs" / "results_format.md").read_text()
+    for table, schema in SCHEMAS.items():
+        section = text.split(f"## `{table}`")[1].split("\n## ")[0]
+        for column in set(schema.names) - {"unit_id", "run_id"}:
+            assert f"`{column}`" in section, f"{table}.{column}"
+
+
+def test_every_public_name_can_be_loaded_and_nothing_heavy_is_before_that():
+    assert all(getattr(memlib, name) is not None for name in dir(memlib))
+    code = "import sys, memlib; print(any(m in sys.modules for m in ('torch', 'pyarrow', 'timm')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_an_unknown_public_name_lists_those_there_are():
+    with pytest.raises(AttributeError, match="no attribute 'rewindd'; it has .*layer_groups"):
+        memlib.rewindd  # noqa: B018
