@@ -42,7 +42,7 @@ def describe_plan(
     """
     costs = {run.run_id: run_cost(run, datasets[dataset_key(run)]) for run in runs}
     for run in runs:
-        console.print(f"  {run.run_id}  {run_label(run)}: {costs[run.run_id].flops / 1e12:.1f} TFLOP")
+        console.print(f"  {run.run_id}  {run_label(run)}: {costs[run.run_id].flops / 1e12:.3g} TFLOP")
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     device = torch.device("cuda" if capacity.gpus and torch.cuda.is_available() else "cpu")
     lanes = capacity.gpus or capacity.cpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class SweepProgress:
     def __init__(self, runs: Sequence[RunConfig], console: Console) -> None:
         self._console = console
         self._runs = {run.run_id: run for run in runs}
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, list[float]] = {}  # of every epoch so far, epoch 0 included
         self._shown: dict[str, float] = {}
         self._left = len(runs)
         self._live = Progress(
@@ -60,6 +61,7 @@ class SweepProgress:
         """Show that a run has started, or started again after its process was lost."""
         again = " again" if run_id in self._shown else ""
         self._shown[run_id] = time.monotonic()
+        self._seconds[run_id] = []  # a run started again reports its finished epochs once more
         self._line(f"started{again}: {run_label(self._runs[run_id])}")
         if self._console.is_terminal and run_id not in self._tasks:
             run = self._runs[run_id]
@@ -70,8 +72,8 @@ class SweepProgress:
     def epoch(self, run_id: str, report: EpochReport) -> None:
         """Show an epoch's accuracies and the time the run still needs."""
         run = self._runs[run_id]
-        self._seconds[run_id] = self._seconds.get(run_id, 0.0) + report.seconds
-        left = self._seconds[run_id] / (report.epoch + 1) * (run.training.epochs - report.epoch)
+        self._seconds[run_id].append(report.seconds)
+        left = _seconds_left(self._seconds[run_id], run.training.epochs)
         state = f"epoch {report.epoch}/{run.training.epochs}  " + "  ".join(
             f"{split} {value:.3f}" for split, value in report.accuracies.items()
         )
@@ -79,16 +81,18 @@ class SweepProgress:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
         elif time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES:
             self._shown[run_id] = time.monotonic()
-            self._line(f"{run_label(run)}: {state}, {duration(left)} left")
+            self._line(f"{run_label(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
     def finished(self, run_id: str, error: str | None) -> None:
         """Show how a run ended, and how many are left."""
         self._left -= 1
         label = run_label(self._runs[run_id])
-        outcome = f"failed: {label}: {error}" if error else f"done: {label} in {duration(self._seconds.get(run_id, 0))}"
+        outcome = (
+            f"failed: {label}: {error}" if error else f"done: {label} in {duration(sum(self._seconds.get(run_id, [])))}"
+        )
         if run_id in self._tasks:
             self._live.remove_task(self._tasks.pop(run_id))
-        self._line(f"{outcome} ({self._left} runs left)")
+        self._line(f"{outcome} ({self._left} to go)")
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -99,6 +103,12 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _seconds_left(seconds: list[float], epochs: int) -> float | None:
+    """Return the time left from that of every epoch so far; the first only evaluates and tells nothing."""
+    trained = seconds[1:]
+    return statistics.mean(trained) * (epochs - len(trained)) if trained else None
 
 
 class _TimeLeft(ProgressColumn):
