@@ -5,8 +5,8 @@ BIN := .venv/bin
 .PHONY: run test environment bench
 
 run: environment
-	$(BIN)/python sweeps/full_paper.py --preset quick
-	$(BIN)/python analysis/figures.py
+	$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
+	  [ $$status -le 1 ] && $(BIN)/python analysis/figures.py && exit $$status  # 1: a run failed, draw the others
 
 test: environment
 	$(BIN)/ruff format --check .

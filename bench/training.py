@@ -28,7 +28,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
 
 from memlib.batches import normalize
-from memlib.config import ModelConfig, Precision, RunConfig, TrainingConfig
+from memlib.config import ModelConfig, Precision
 from memlib.gradient_accounting import add_to_sums_, zero_sums
 from memlib.models import build_model
 from memlib.precision import autocast, resolve_precision
@@ -72,12 +72,11 @@ def ours(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torc
     """Return a step of memlib's training with accounting."""
     images, labels, is_noisy = (t.to(device) for t in data)
     model = network(device).to(memory_format=torch.channels_last)
-    state = TrainingState(model, sgd(model, fused=True))
-    config = RunConfig(training=TrainingConfig(precision=precision))
+    state = TrainingState(model, sgd(model, fused=True), resolve_precision(precision, device))
     sums = zero_sums(list(model.parameters()))
 
     def step() -> None:
-        _, gradients = training_step(state, (normalize(images), labels, is_noisy), config, device=device)
+        _, gradients = training_step(state, (normalize(images), labels, is_noisy), device=device)
         add_to_sums_(sums, gradients)
 
     return step

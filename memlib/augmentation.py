@@ -112,16 +112,11 @@ def draw_augmentation(n: int, steps: tuple[Augmentation, ...], *, generator: tor
     )
 
 
-def augment(
-    images: UInt8[Tensor, "b c h w"], draws: AugmentationDraws, indices: Int64[Tensor, " b"] | None = None
-) -> UInt8[Tensor, "b c h w"]:
+def augment(images: UInt8[Tensor, "b c h w"], draws: AugmentationDraws) -> UInt8[Tensor, "b c h w"]:
     """Return the images cropped, flipped and auto-augmented (in that order) as drawn; the input is left unchanged.
 
-    indices: positions in `draws` of these images; None if the draws are those of the images, in order.
-    Operations on colour leave grey images as they are.
+    `draws` are those of the images, in order. Operations on colour leave grey images as they are.
     """
-    if indices is not None:
-        draws = draws.take(indices)
     result = images.clone()
     if draws.crop is not None:
         result = _crop(result, draws.crop)

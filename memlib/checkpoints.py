@@ -67,8 +67,16 @@ class CheckpointFolder:
         self._save(LAST, checkpoint)
 
     def load_last(self) -> Checkpoint | None:
-        """Return what the unfinished run continues from, None if it never got that far."""
+        """Return what the unfinished run continues from, None if it never got that far.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         return self._load(LAST) if self.storage.exists(f"{self._folder}/{LAST}") else None
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed writer of this run left behind."""
+        self.storage.remove_unfinished(self._folder)
 
     def delete_last(self) -> None:
         """Remove what a finished run no longer needs."""
@@ -87,8 +95,8 @@ class CheckpointFolder:
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
-    """Return the file content of a checkpoint; its tensors are copied to the CPU, contiguous."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    """Return the file content of a checkpoint; tensors that share memory are stored one by one."""
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in checkpoint.tensors.items()}
     header = {"format": FORMAT, "digest": _digest(tensors), "facts": json.dumps(checkpoint.facts)}
     return safetensors.torch.save(tensors, metadata=header)
 

@@ -114,6 +114,8 @@ class TrainingConfig:
             raise InputError(f"training.weight_decay is {self.weight_decay}; give 0 or more, e.g. 5e-4.")
         if len(set(self.augment)) < len(self.augment):
             raise InputError(f"training.augment names one step twice: {', '.join(self.augment)}.")
+        # The steps are applied in one fixed order, so their order here is no other setting.
+        object.__setattr__(self, "augment", tuple(s for s in typing.get_args(Augmentation) if s in self.augment))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Return the 16 hexadecimal digits that identify the run by the settings that can move its numbers."""
-        settings = different_from_defaults(self)
+        settings = different_from_defaults(config_from_json(config_to_json(self)))  # 1 and 1.0 are one setting
         settings.pop("checkpoints", None)
         return short_hash(settings)
 
@@ -202,7 +204,7 @@ def short_hash(settings: object) -> str:
 def _difference(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(defaults[key], dict):
             value = _difference(value, defaults[key])
             if value:
                 kept[key] = value

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from memlib.batches import normalize
 from memlib.config import Precision
-from memlib.precision import autocast
+from memlib.precision import autocast, exact_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def predict(
     The model is left in the mode it was in; images are moved to `device` batch by batch.
     """
     pieces = []
-    with evaluation_mode(model):
+    with evaluation_mode(model), exact_float32(device):
         for start in range(0, len(images), batch_size):
             chosen = slice(start, start + batch_size)
             inputs = normalize(images[chosen].to(device, non_blocking=True))

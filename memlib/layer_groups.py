@@ -71,11 +71,21 @@ def _declared_groups(model: nn.Module, names: list[str]) -> dict[str, tuple[str,
         return _groups_by_prefix(names, declared())
     if isinstance(model, ResNet):
         return _groups_by_prefix(names, RESNET_PREFIXES)
-    matcher: Callable[..., dict] | None = getattr(model, "group_matcher", None)
-    if matcher is not None:
-        stages = group_parameters(model, matcher(coarse=True))
-        return _name_stages(list(stages.values()))
+    stages = _timm_stages(model)
+    if stages is not None:
+        return _name_stages(stages)
     return _groups_by_prefix(names, {name: [name] for name in dict.fromkeys(n.split(".")[0] for n in names)})
+
+
+def _timm_stages(model: nn.Module) -> list[list[str]] | None:
+    """Return the parameter names of timm's coarse stages, None where the model declares none."""
+    matcher: Callable[..., dict] | None = getattr(model, "group_matcher", None)
+    if matcher is None:
+        return None
+    try:
+        return list(group_parameters(model, matcher(coarse=True)).values())
+    except (AssertionError, NotImplementedError):  # "coarse grouping is not implemented for this model"
+        return None
 
 
 def _groups_by_prefix(names: Iterable[str], prefixes: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -101,14 +111,15 @@ def _group_of(name: str, prefixes: Mapping[str, Sequence[str]]) -> str:
 
 
 def _name_stages(stages: list[list[str]]) -> dict[str, tuple[str, ...]]:
-    """Name each of timm's numbered stages by the module it consists of, else `stem`."""
+    """Name each of timm's numbered stages by the module it consists of; mixed ends are `stem` and `head`."""
     named: dict[str, tuple[str, ...]] = {}
     for index, members in enumerate(stages):
         prefix = _common_module(members)
-        if not prefix and index > 0:
+        if not prefix and 0 < index < len(stages) - 1:
             root = members[0].split(".")[0]
             prefix = _common_module([m for m in members if m.split(".")[0] == root])
-        named[prefix or ("stem" if index == 0 else f"stage{index}")] = tuple(members)
+        name = prefix or ("stem" if index == 0 else "head" if index == len(stages) - 1 else f"stage{index}")
+        named[f"{name}#{index}" if name in named else name] = tuple(members)
     return named
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -28,3 +29,17 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """Return the context in which a forward pass runs in `precision`; parameters stay float32."""
     enabled = resolve_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Run a block in which float32 means float32: no TF32 in a GPU's convolutions, which torch allows by default."""
+    if device.type != "cuda":
+        yield
+        return
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

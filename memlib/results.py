@@ -45,6 +45,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         noise_fraction=pa.float64(),
         dropout=pa.string(),  # none, example_tied, standard, channel, sparse
         config=pa.string(),  # all settings, JSON
+        data_digest=pa.string(),  # of all images, labels and ids of the source; null if a run failed before
         code_version=pa.string(),
         device=pa.string(),
         precision=pa.string(),  # float32 or bfloat16: what training used
@@ -122,21 +123,25 @@ class ResultStore:
         return pa.concat_tables(pieces) if pieces else schema.empty_table()
 
     def units(self, table: str) -> set[str]:
-        """Return the ids of the units that have written to `table`."""
+        """Return the ids of the units that have written to `table`; raises like `read`."""
         done = set()
         for name in self._newest_first(table):
             done |= self._units_of(table, name) if name.startswith(_COMPACT) else {name.removesuffix(".parquet")}
         return done
 
     def finished_runs(self) -> set[str]:
-        """Return the ids of the runs whose row says `done`; failed ones are wanted again."""
+        """Return the ids of the runs whose row says `done` (failed ones are wanted again); raises like `read`."""
         runs = self.read("runs")
         return set(runs.filter(pc.field("status") == "done")["run_id"].to_pylist())
 
     def compact(self) -> dict[str, int]:
         """Merge each table's files into one and return the number of files each table had.
 
-        Safe to interrupt: the merged file is complete before the first old one is removed.
+        Safe to interrupt, and beside a running sweep: the merged file is complete before the first old
+        one is removed, and a file written meanwhile stays and wins.
+
+        Raises:
+            InputError: a file is damaged or of another schema version.
         """
         return {table: self._compact_table(table) for table in SCHEMAS}
 
@@ -144,12 +149,14 @@ class ResultStore:
         names = self._newest_first(table)
         if len(names) < 2:
             return len(names)
+        written = {name: self.storage.modified(f"{table}/{name}") for name in names}
         last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
         for name in names:
-            self.storage.delete(f"{table}/{name}")
+            if self.storage.modified(f"{table}/{name}") == written[name]:
+                self.storage.delete(f"{table}/{name}")
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:

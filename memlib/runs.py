@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memlib.batches import place_images
 from memlib.checkpoints import CheckpointFolder
-from memlib.config import RunConfig, config_to_json
+from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.datasets import Dataset, ImageSet, balanced_subset
 from memlib.errors import InputError
 from memlib.evaluation import predict
@@ -30,6 +30,8 @@ from memlib.precision import resolve_precision
 from memlib.results import ResultStore, table_from_rows
 from memlib.seeds import stream
 from memlib.training import EpochRecord, TrainingData, train
+
+DIGIT_SETS = ("digits", "mnist", "svhn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,10 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         raise InputError(
             f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(train_set)} training "
             f"images here; give at most {len(train_set)}."
+        )
+    if "flip" in config.training.augment and config.data.name in DIGIT_SETS:
+        raise InputError(
+            f"training.augment has 'flip', but a mirrored digit is no digit; leave it out for {dataset.name}."
         )
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
@@ -86,6 +92,7 @@ def perform_run(
         ImageSet(place_images(data.train.images, device), data.noisy_labels.labels, data.train.ids),
         data.noisy_labels.is_noisy,
         ImageSet(place_images(data.test.images, device), data.test.labels, data.test.ids),
+        dataset.digest,
     )
     checkpoints = CheckpointFolder(store.storage, config.run_id)
     records = []
@@ -97,7 +104,8 @@ def perform_run(
     store.write("gradients", run_id, _gradient_rows(run_id, records))
     store.write("examples", run_id, _example_rows(run_id, model, data, device))
     seconds = sum(record.seconds for record in records)
-    store.write("runs", run_id, _run_row(config, device, seconds=seconds, status="done", error=None))
+    outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
+    store.write("runs", run_id, _run_row(config, device, outcome))
     checkpoints.delete_last()
 
 
@@ -108,10 +116,28 @@ def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bo
     return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
 
 
-def record_failure(config: RunConfig, store: ResultStore, *, device: torch.device, error: str) -> None:
-    """Write the run's row with status `failed` and the reason; the next sweep tries the run again."""
-    row = _run_row(config, device, seconds=None, status="failed", error=error)
-    store.write("runs", config.run_id, row)
+def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
+    """Raise InputError if finished runs in the store were made from other images under the same name and size."""
+    for run in store.read("runs").select(["status", "config", "data_digest"]).to_pylist():
+        made_from = config_from_json(run["config"]).data
+        same_source = (made_from.name, made_from.image_size) == (config.data.name, config.data.image_size)
+        if run["status"] == "done" and same_source and run["data_digest"] != dataset.digest:
+            raise InputError(
+                f"{store.storage.location} holds runs on other images that were also called {config.data.name} "
+                "(their digest differs); give the images those were made from, or another --results."
+            )
+
+
+def record_failure(config: RunConfig, store: ResultStore, *, device: torch.device | None, error: str) -> None:
+    """Write the run's row with status `failed` and the reason; the next sweep tries the run again.
+
+    A run that was done before (and was repeated to keep more states) stays done. `device` is None
+    where it is not known.
+    """
+    if config.run_id in store.finished_runs():
+        return
+    outcome = {"seconds": None, "status": "failed", "error": error, "data_digest": None}
+    store.write("runs", config.run_id, _run_row(config, device, outcome))
 
 
 def code_version() -> str:
@@ -124,7 +150,7 @@ def code_version() -> str:
     return f"{version('memlib')}+{commit}"
 
 
-def _run_row(config: RunConfig, device: torch.device, **outcome: object) -> pa.Table:
+def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[str, object]) -> pa.Table:
     row = {
         "run_id": config.run_id,
         "dataset": config.data.name,
@@ -134,8 +160,8 @@ def _run_row(config: RunConfig, device: torch.device, **outcome: object) -> pa.T
         "dropout": "none",
         "config": config_to_json(config),
         "code_version": code_version(),
-        "device": _device_name(device),
-        "precision": resolve_precision(config.training.precision, device),
+        "device": None if device is None else _device_name(device),
+        "precision": None if device is None else resolve_precision(config.training.precision, device),
         **outcome,
     }
     return table_from_rows("runs", [row])

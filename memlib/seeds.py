@@ -34,5 +34,9 @@ def global_stream(seed: int, name: str, *index: int, device: torch.device) -> It
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream_seed(seed, name, *index))
+        # torch.manual_seed would also seed every other device, whose state is not restored
+        torch.default_generator.manual_seed(stream_seed(seed, name, *index))
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(stream_seed(seed, name, *index))
         yield

@@ -17,6 +17,8 @@ from pyarrow import fs
 
 from memlib.errors import InputError
 
+_PARTIAL = ".partial-"
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -38,7 +40,6 @@ class Storage:
             OSError: the disk is full or refuses; nothing is left at `path` that was not there before.
         """
         target = f"{self.root}/{path}"
-        self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
         if self.is_local:
             _write_local(Path(target), data)
             return
@@ -65,6 +66,17 @@ class Storage:
         if self.exists(path):
             self.filesystem.delete_file(f"{self.root}/{path}")
 
+    def modified(self, path: str) -> int | None:
+        """Return when the file at `path` was last written, in nanoseconds; None if there is none."""
+        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        return info.mtime_ns if info.type == fs.FileType.File else None
+
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what writers that were killed left in `folder`; nobody may be writing there."""
+        if self.is_local:
+            for partial in Path(self.root, folder).glob(f".*{_PARTIAL}*"):
+                partial.unlink(missing_ok=True)
+
     def free_bytes(self) -> int | None:
         """Return the space left for a local folder, None for an object store."""
         if not self.is_local:
@@ -80,11 +92,11 @@ def open_storage(location: str | Path) -> Storage:
         InputError: the location cannot be understood.
     """
     text = str(location)
-    if "://" not in text:
-        return Storage(text, fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
     try:
+        if "://" not in text:
+            return Storage(text, fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
         filesystem, root = fs.FileSystem.from_uri(text)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"location {text!r} is not understood: {error}. Give a folder or s3://BUCKET/FOLDER."
         ) from error
@@ -113,7 +125,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _write_local(target: Path, data: bytes | memoryview) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}{_PARTIAL}{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as sink:
             sink.write(data)

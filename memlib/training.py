@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from memlib.batches import steps_per_epoch, training_batches
-from memlib.checkpoints import Checkpoint, CheckpointFolder
+from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
+from memlib.errors import InputError
 from memlib.evaluation import Accuracy, accuracy, predict
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -28,7 +31,7 @@ from memlib.gradient_accounting import (
     zero_sums,
 )
 from memlib.layer_groups import layer_groups
-from memlib.precision import autocast
+from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream
 
@@ -46,6 +49,7 @@ class TrainingData:
     train: ImageSet  # labels are the assigned ones
     is_noisy: Bool[Tensor, " n"]
     test: ImageSet
+    digest: str  # of the data set this was drawn from; a run continues on the same one only
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: torch.optim.SGD
+    precision: Literal["float32", "bfloat16"]
     records: list[EpochRecord] = field(default_factory=list)
 
     @property
@@ -81,9 +86,10 @@ def train(
 
     Raises:
         Diverged: the loss is no longer finite.
-        InputError: a checkpoint to continue from is damaged.
+        InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
-    state = start_state(model, config, device=device, checkpoints=checkpoints)
+    state = _start(model, config, device)
+    _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
@@ -92,28 +98,8 @@ def train(
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
-        _save(state, config, checkpoints)
+        _save(state, data, config, checkpoints)
         yield state.records[-1]
-
-
-def start_state(
-    model: nn.Module, config: RunConfig, *, device: torch.device, checkpoints: CheckpointFolder
-) -> TrainingState:
-    """Return the state to train from: the last one saved, or the model as it is, before epoch 0 is recorded."""
-    model.to(device).to(memory_format=torch.channels_last)
-    settings = config.training
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.peak_lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    state = TrainingState(model, optimizer)
-    saved = checkpoints.load_last()
-    if saved is not None:
-        _restore(state, saved)
-    return state
 
 
 def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
@@ -129,21 +115,17 @@ def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.devic
 
 
 def training_step(
-    state: TrainingState,
-    batch: tuple[Tensor, Int64[Tensor, " b"], Bool[Tensor, " b"]],
-    config: RunConfig,
-    *,
-    device: torch.device,
+    state: TrainingState, batch: tuple[Tensor, Int64[Tensor, " b"], Bool[Tensor, " b"]], *, device: torch.device
 ) -> tuple[Tensor, SplitGradients]:
     """Take one optimizer step on (inputs, labels, is_noisy); return the loss before it and the split gradient."""
     inputs, labels, is_noisy = batch
-    with autocast(config.training.precision, device):
-        logits = state.model(inputs)
     parameters = list(state.model.parameters())
-    loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    totals = torch._foreach_add(list(gradients.clean), list(gradients.noisy))
-    for parameter, total in zip(parameters, totals, strict=True):
-        parameter.grad = total
+    with exact_float32(device) if state.precision == "float32" else nullcontext():
+        with autocast(state.precision, device):
+            logits = state.model(inputs)
+        loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
+    for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
+        parameter.grad = _laid_out_like(parameter, clean + noisy)
     state.optimizer.step()
     return loss, gradients
 
@@ -165,7 +147,7 @@ def _train_epoch(
                 config.training, step=step, steps=config.training.epochs * per_epoch
             )
             batch = (inputs, labels[positions], is_noisy[positions])
-            loss, gradients = training_step(state, batch, config, device=device)
+            loss, gradients = training_step(state, batch, device=device)
             add_to_sums_(sums, gradients)
             if index % STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
                 raise _diverged(epoch, config)
@@ -180,32 +162,72 @@ def _diverged(epoch: int, config: RunConfig) -> Diverged:
     )
 
 
-def _save(state: TrainingState, config: RunConfig, checkpoints: CheckpointFolder) -> None:
-    facts = {"config": config_to_dict(config)}
-    if state.epoch in config.checkpoint_epochs:
-        checkpoints.save_epoch(state.epoch, state.model, facts)
-    momenta = _momenta(state)
-    tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
-    tensors |= {f"momentum.{name}": t for name, t in momenta.items()}
-    checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
+def _start(model: nn.Module, config: RunConfig, device: torch.device) -> TrainingState:
+    """Return the state before epoch 0; the model is moved to `device`."""
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    settings = config.training
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.peak_lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    return TrainingState(model, optimizer, resolve_precision(settings.precision, device))
 
 
-def _momenta(state: TrainingState) -> dict[str, Tensor]:
-    buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
-    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
-
-
-def _restore(state: TrainingState, saved: Checkpoint) -> None:
-    model = {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
-    state.model.load_state_dict(model, strict=True)
+def _continue(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
+    """Put the state where an interrupted run was, unless it passed an epoch that is now to be kept."""
+    checkpoints.remove_unfinished()
+    saved = checkpoints.load_last()
+    if saved is None:
+        return
+    records = [_record(r) for r in saved.facts["records"]]
+    kept = checkpoints.epochs()
+    if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
+        return
+    for fact, ours in _facts(state, data, config).items():
+        if fact != "config" and saved.facts[fact] != ours:
+            raise InputError(
+                f"run {config.run_id} was begun with {fact} {saved.facts[fact]} and would continue with {ours}; give "
+                f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
+            )
+    tensors = saved.tensors.items()
+    model = {n.removeprefix("model."): t for n, t in tensors if n.startswith("model.")}
+    load_model_state(state.model, model, where=f"of run {config.run_id}")
     for name, parameter in state.model.named_parameters():
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
-            state.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-    state.records = [_record(r) for r in saved.facts["records"]]
+            state.optimizer.state[parameter]["momentum_buffer"] = _laid_out_like(
+                parameter, momentum.to(parameter.device)
+            )
+    state.records = records
 
 
-def _record(saved: dict) -> EpochRecord:
+def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
+    facts = _facts(state, data, config)
+    # What an earlier training of this run kept is written anew too: all states of a run belong together.
+    if state.epoch in {*config.checkpoint_epochs, *checkpoints.epochs()}:
+        checkpoints.save_epoch(state.epoch, state.model, facts)
+    buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
+    tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
+    tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
+    checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
+
+
+def _facts(state: TrainingState, data: TrainingData, config: RunConfig) -> dict[str, Any]:
+    return {"config": config_to_dict(config), "images": data.digest, "precision": state.precision}
+
+
+def _record(saved: dict[str, Any]) -> EpochRecord:
     accuracies = {split: Accuracy(**values) for split, values in saved["accuracies"].items()}
     gradients = tuple(GroupGradient(**group) for group in saved["gradients"])
     return EpochRecord(saved["epoch"], accuracies, gradients, saved["seconds"])
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Return `tensor` in the parameter's memory layout: the fused optimizer pairs elements by memory order."""
+    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)

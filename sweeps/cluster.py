@@ -25,10 +25,11 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has."""
+    """What the cluster has; a trial must fit on one node."""
 
     cpus: int
     gpus: int
+    largest_node_cpus: int
 
 
 def start_ray(address: str | None) -> Capacity:
@@ -51,7 +52,8 @@ def start_ray(address: str | None) -> Capacity:
             "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
         ) from error
     resources = ray.cluster_resources()
-    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), largest)
 
 
 def stop_ray() -> None:

@@ -44,11 +44,8 @@ def describe_plan(
     for run in runs:
         console.print(f"  {run.run_id}  {run_label(run)}: {costs[run.run_id].flops / 1e12:.3g} TFLOP")
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
-    device = torch.device("cuda" if capacity.gpus and torch.cuda.is_available() else "cpu")
-    lanes = capacity.gpus or capacity.cpus
-    seconds = sweep_seconds(list(costs.values()), lanes=lanes, rate=measure_matrix_rate(device))
     console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: about {duration(seconds)}, "
+        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {_estimate_time(list(costs.values()), capacity)}, "
         f"{n_bytes / 1e6:.0f} MB of checkpoints"
     )
     check_disk(store, n_bytes)
@@ -62,7 +59,7 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     forward = forward_flops(model, dataset.image_shape)
     evaluated = n_train + len(dataset.test)
     flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
-    return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 2))  # + 2: the state to continue from
+    return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
 
 
 def sweep_seconds(costs: Sequence[RunCost], *, lanes: int, rate: float) -> float:
@@ -73,6 +70,14 @@ def sweep_seconds(costs: Sequence[RunCost], *, lanes: int, rate: float) -> float
     effective = rate * SHARE_OF_MATRIX_RATE
     longest = max(cost.flops for cost in costs) / (effective * max(1, lanes // len(costs)))
     return max(longest, sum(cost.flops for cost in costs) / (effective * lanes))
+
+
+def _estimate_time(costs: Sequence[RunCost], capacity: Capacity) -> str:
+    device = torch.device("cuda" if capacity.gpus else "cpu")
+    if capacity.gpus and not torch.cuda.is_available():
+        return "time not estimated (this process has no GPU to measure)"
+    lanes = capacity.gpus or capacity.cpus
+    return f"about {duration(sweep_seconds(costs, lanes=lanes, rate=measure_matrix_rate(device)))}"
 
 
 def measure_matrix_rate(device: torch.device) -> float:

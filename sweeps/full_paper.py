@@ -50,11 +50,11 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     try:
         wanted = _wanted_runs(options)
         check_names(wanted)
-        if "://" not in options.results:
-            options.results = str(Path(options.results).absolute())  # trials run in folders of their own
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
+        if store.storage.is_local:
+            options.results = store.storage.root  # absolute: trials run in folders of their own
         finished = store.finished_runs()
         to_do = [run for run in wanted if not is_finished(run, store, finished)]
         n_done = len(wanted) - len(to_do)
@@ -63,7 +63,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
             console.print("nothing to do: everything is already done.")
             return DONE
         datasets = load_datasets(to_do, options.data)
-        check_runs(to_do, datasets)
+        check_runs(to_do, datasets, store)
         capacity = capacity or start_ray(options.address)
         describe_plan(to_do, datasets, capacity, store, console)
         return DONE if options.dry_run else _perform(to_do, datasets, capacity, options, console)

@@ -13,6 +13,12 @@ from memlib.config import RunConfig, build_config
 from memlib.errors import InputError, unknown
 
 AXES = ("datasets", "models", "seeds", "noise")
+AXIS_OPTIONS = {
+    "data.name": "--datasets",
+    "model.name": "--models",
+    "seed": "--seeds",
+    "noise.fraction": "--noise",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +86,16 @@ def with_axes(preset: Preset, axes: Mapping[str, Sequence[Any] | None]) -> Prese
 def plan_runs(preset: Preset, overrides: Mapping[str, Any] | None = None) -> list[RunConfig]:
     """Return the wanted runs, each once: dataset by dataset, model by model, noise by noise, seed by seed.
 
-    `overrides` are settings that win over the preset's.
+    `overrides` are settings that win over the preset's; the axes are not among them.
 
     Raises:
-        InputError: a setting is unknown or out of range.
+        InputError: a setting is unknown or out of range, or is one of the axes.
     """
+    for setting, option in AXIS_OPTIONS.items():
+        section, _, key = setting.partition(".")
+        value = (overrides or {}).get(section)
+        if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
+            raise InputError(f"{setting} cannot be given with --set, a sweep has several; use {option}.")
     runs = {}
     for dataset, model, noise, seed in itertools.product(preset.datasets, preset.models, preset.noise, preset.seeds):
         layers = [preset.settings, preset.by_dataset.get(dataset, {}), preset.by_model.get(model, {}), overrides or {}]

@@ -8,9 +8,10 @@ from pathlib import Path
 from memlib.config import RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
-from memlib.models import check_image_size, check_model_name
+from memlib.layer_groups import layer_groups
+from memlib.models import build_model, check_model_name
 from memlib.results import ResultStore
-from memlib.runs import prepare_data
+from memlib.runs import check_same_images, prepare_data
 
 DISK_RESERVE = 1.1  # ask for this much more than estimated
 
@@ -38,12 +39,16 @@ def load_datasets(runs: Sequence[RunConfig], root: Path | None) -> dict[str, Dat
     return {key: load_dataset(d.name, root=root, image_size=d.image_size) for key, d in sources.items()}
 
 
-def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> None:
-    """Raise InputError where a run's settings do not fit its images: size, subset, batch, noise."""
+def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore) -> None:
+    """Raise InputError where a run's settings do not fit its images, or its images not those of finished runs."""
+    for run in {dataset_key(run): run for run in runs}.values():
+        check_same_images(run, datasets[dataset_key(run)], store)
     for run in runs:
+        prepare_data(run, datasets[dataset_key(run)])
+    for run in {(dataset_key(run), run.model): run for run in runs}.values():
         dataset = datasets[dataset_key(run)]
-        prepare_data(run, dataset)
-        check_image_size(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+        model = build_model(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=run.seed)
+        layer_groups(model)
 
 
 def check_disk(store: ResultStore, needed_bytes: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 
 from memlib.config import RunConfig, config_from_json, config_to_json
@@ -55,11 +56,11 @@ def trial_resources(run: RunConfig, capacity: Capacity, *, n_runs: int) -> Resou
     """Return what a run asks for on a cluster with `n_runs` to do.
 
     On GPUs a small model takes a share of a card and one CPU; without any, the CPUs are divided
-    among the runs, at least one each.
+    among the runs, at least one and at most a node's each.
     """
     if capacity.gpus:
         return Resources(1, GPU_SHARE.get(run.model.name, 1.0))
-    return Resources(max(1, capacity.cpus // n_runs), 0.0)
+    return Resources(max(1, min(capacity.cpus // n_runs, capacity.largest_node_cpus)), 0.0)
 
 
 def train_runs(
@@ -137,9 +138,8 @@ class _Listener(tune.Callback):
         """Record a run whose process was lost more often than it is restarted."""
         run = self._runs[_run_id(trial)]
         error = f"its process was lost {RESTARTS + 1} times (out of memory, or the node went away)"
-        self._errors[run.run_id] = error
-        _try_to_record(run, self._results, torch.device("cpu"), error)
-        self._progress.finished(run.run_id, error)
+        self._errors[run.run_id] = _record(run, self._results, None, error)
+        self._progress.finished(run.run_id, self._errors[run.run_id])
 
 
 def _run_id(trial: Trial) -> str:
@@ -152,7 +152,6 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
     granted = tune.get_context().get_trial_resources().required_resources
     device = torch.device("cuda" if granted.get("GPU") else "cpu")
     torch.set_num_threads(int(granted["CPU"]))
-    dataset = _from_arrays(ray.get(datasets[dataset_key(run)]))
     try:
         with scalar_writer(results, run.run_id, enabled=tensorboard) as write_scalars:
 
@@ -161,11 +160,12 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
                 shares = {split: result.accuracy for split, result in record.accuracies.items()}
                 tune.report({"epoch": record.epoch, "seconds": record.seconds, "accuracies": shares})
 
+            dataset = _from_arrays(ray.get(datasets[dataset_key(run)]))
             perform_run(run, dataset, open_results(results), device=device, on_epoch=report)
+    except RayError:  # the node that held the images is gone: try again elsewhere
+        raise
     except Exception as error:
-        message = _explain(error)
-        _try_to_record(run, results, device, message)
-        tune.report({"error": message})
+        tune.report({"error": _record(run, results, device, _explain(error))})
 
 
 def _explain(error: Exception) -> str:
@@ -178,13 +178,13 @@ def _explain(error: Exception) -> str:
     return "".join(traceback.format_exception(error)).strip()
 
 
-def _try_to_record(run: RunConfig, results: str, device: torch.device, error: str) -> None:
-    """Write the failure where that is possible; on a full disk the driver's report is all there is."""
+def _record(run: RunConfig, results: str, device: torch.device | None, error: str) -> str:
+    """Write the failure where that is possible and return its text; where it is not, the report is all there is."""
     try:
         record_failure(run, open_results(results), device=device, error=error)
-    except OSError as refused:
-        if not is_disk_full(refused):
-            raise
+    except (InputError, OSError) as refused:
+        return f"{error} (and the failure could not be written to {results}: {refused})"
+    return error
 
 
 def _to_arrays(dataset: Dataset) -> dict[str, Any]:

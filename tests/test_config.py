@@ -80,6 +80,12 @@ def test_whole_numbers_are_taken_for_real_ones_but_stay_the_same_run():
     )
 
 
+def test_the_run_id_survives_json_and_ignores_the_order_of_augmentation():
+    by_hand = RunConfig(noise=NoiseConfig(fraction=0.0), training=TrainingConfig(augment=("flip", "crop")))
+    assert by_hand.run_id == config_from_json(config_to_json(by_hand)).run_id
+    assert by_hand.run_id == replace(by_hand, training=TrainingConfig(augment=("crop", "flip"))).run_id
+
+
 def test_the_stored_settings_are_complete():
     stored = json.loads(config_to_json(replace(RunConfig(), seed=7)))
     assert stored["seed"] == 7

@@ -8,7 +8,7 @@ from memlib.models import build_model
 
 SHAPE = (3, 32, 32)
 MODELS = ["resnet9", "resnet50", "vit", "timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto"]
-MODELS += ["timm:mobilenetv3_small_050", "timm:efficientnet_b0"]
+MODELS += ["timm:mobilenetv3_small_050", "timm:efficientnet_b0", "timm:densenet121", "timm:rdnet_tiny"]
 
 
 def build(name, num_classes=10):

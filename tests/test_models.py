@@ -48,7 +48,8 @@ def test_the_paper_vit_is_width_512_depth_6_heads_8_mlp_512_patch_2_dropout_a_te
     assert model.blocks[0].attn.num_heads == 8
     assert model.blocks[0].mlp.fc1.weight.shape == (512, 512)
     assert model.patch_embed.proj.weight.shape == (512, 3, 2, 2)
-    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1, 0.0}
+    assert model.head_drop.p == 0
 
 
 def test_initialization_is_a_function_of_the_seed_and_leaves_the_global_stream_alone():
@@ -75,5 +76,5 @@ def test_an_unknown_model_is_refused_with_the_nearest_match(name, message):
 
 
 def test_a_width_without_channels_is_refused():
-    with pytest.raises(ValueError, match="model.width is 0.001"):
-        ResNet9(in_channels=1, num_classes=2, width=0.001)
+    with pytest.raises(InputError, match="model.width is 0.001; give at least 0.015625"):
+        build(width=0.001)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from memlib.config import ModelConfig, RunConfig
-from memlib.gradient_accounting import split_gradients
+from memlib.config import ModelConfig
+from memlib.gradient_accounting import add_to_sums_, split_gradients, zero_sums
 from memlib.label_noise import flip_labels
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
@@ -29,9 +29,9 @@ def test_a_step_takes_one_forward_and_two_backward_passes():
     passes = []
     model[1].register_forward_hook(lambda *_: passes.append("forward"))
     model[1].weight.register_hook(lambda _: passes.append("backward"))
-    state = TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    state = TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1), "float32")
     batch = (torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0]), torch.tensor([True, False, False, False]))
-    training_step(state, batch, RunConfig(), device=torch.device("cpu"))
+    training_step(state, batch, device=torch.device("cpu"))
     assert passes == ["forward", "backward", "backward"]
 
 
@@ -42,7 +42,9 @@ def test_accumulated_gradients_stay_on_the_device_of_the_parameters():
     is_noisy = torch.zeros(2, dtype=torch.bool, device="meta")
     logits = layer(torch.zeros(2, 4, device="meta"))
     _, gradients = split_gradients(logits, labels, is_noisy, list(layer.parameters()))
-    assert {g.device.type for g in (*gradients.clean, *gradients.noisy)} == {"meta"}
+    sums = zero_sums(list(layer.parameters()))
+    add_to_sums_(sums, gradients)
+    assert {g.device.type for g in (*sums.clean, *sums.noisy)} == {"meta"}
 
 
 def test_a_batch_without_noisy_examples_is_no_nan():

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,20 @@ def test_a_setting_on_the_command_line_is_read_as_toml_or_text(text, expected):
     assert parse_setting(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("noise.fraction=0.3", "noise.fraction cannot be given with --set, a sweep has several; use --noise"),
+        ("seed=7", "seed cannot be given with --set.*use --seeds"),
+        ("model.name=vit", "use --models"),
+        ("data.name=mnist", "use --datasets"),
+    ],
+)
+def test_an_axis_cannot_be_set_past_the_sweep(text, message):
+    with pytest.raises(InputError, match=message):
+        plan_runs(parse_preset(MINIMAL, name="test"), parse_setting(text))
+
+
 def test_a_setting_without_a_value_is_refused():
     with pytest.raises(InputError, match="has no '='"):
         parse_setting("training.epochs")
@@ -92,10 +108,17 @@ nested = st.recursive(
 tables = st.dictionaries(st.sampled_from("abc"), nested, max_size=3)
 
 
-@given(tables, tables, tables)
-def test_merging_is_associative_and_leaves_its_layers_alone(first, second, third):
-    import copy
+def leaves(table, path=()):
+    for key, value in table.items():
+        yield from leaves(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
 
-    originals = copy.deepcopy((first, second, third))
-    assert merge([merge([first, second]), third]) == merge([first, merge([second, third])])
-    assert (first, second, third) == originals
+
+@given(tables, tables)
+def test_merging_keeps_every_setting_of_the_last_layer_and_what_it_does_not_touch(first, second):
+    originals = copy.deepcopy((first, second))
+    merged = dict(leaves(merge([first, second])))
+    last = dict(leaves(second))
+    assert last.items() <= merged.items()
+    assert {k: v for k, v in merged.items() if k not in last}.items() <= dict(leaves(first)).items()
+    assert (first, second) == originals
+    assert merge([first, first]) == first

@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from memlib.batches import epoch_order, normalize, split_order
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import ModelConfig, RunConfig
+from memlib.errors import InputError
 from memlib.models import build_model
 from memlib.results import create_results
-from memlib.runs import is_finished, perform_run, prepare_data, record_failure
+from memlib.runs import check_same_images, is_finished, perform_run, prepare_data, record_failure
 from memlib.schedules import learning_rate
 from memlib.storage import open_storage
-from memlib.training import Diverged, TrainingData, train
+from memlib.training import Diverged, TrainingData, TrainingState, train, training_step
 
 CPU = torch.device("cpu")
 
@@ -24,7 +26,7 @@ def start(config, digits):
     data = prepare_data(config, digits)
     train_set = replace(data.train, labels=data.noisy_labels.labels)
     model = build_model(config.model, image_shape=digits.image_shape, num_classes=10, seed=config.seed)
-    return model, TrainingData(train_set, data.noisy_labels.is_noisy, data.test)
+    return model, TrainingData(train_set, data.noisy_labels.is_noisy, data.test, digits.digest)
 
 
 def without_seconds(records):
@@ -163,6 +165,92 @@ def test_a_finished_run_that_kept_fewer_checkpoints_than_wanted_is_wanted_again(
     assert not is_finished(wanted, store, store.finished_runs())
 
 
+def test_a_repetition_that_fails_leaves_a_finished_run_finished(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    record_failure(small_run, store, device=None, error="out of luck")
+    assert store.finished_runs() == {small_run.run_id}
+
+
+def test_a_repetition_for_more_checkpoints_keeps_those_there_were(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    wanted = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=(1,)))
+    perform_run(wanted, digits, store, device=CPU)
+    assert CheckpointFolder(store.storage, small_run.run_id).epochs() == (0, 1, 2, 3)
+    assert is_finished(wanted, store, store.finished_runs())
+
+
+def test_an_interrupted_run_resumed_with_more_checkpoints_keeps_them_all(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    few = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=()))
+    model, data = start(few, digits)
+    epochs = train(model, data, few, device=CPU, checkpoints=CheckpointFolder(store.storage, few.run_id))
+    for _ in range(3):
+        next(epochs)
+    perform_run(small_run, digits, store, device=CPU)
+    assert is_finished(small_run, store, store.finished_runs())
+
+
+def test_a_run_continues_on_the_same_images_and_in_the_same_precision_only(digits, small_run, tmp_path):
+    folder = CheckpointFolder(open_storage(tmp_path), "r")
+    model, data = start(small_run, digits)
+    next(train(model, data, small_run, device=CPU, checkpoints=folder))
+    with pytest.raises(
+        InputError, match="was begun with images .* and would continue with other; give the same images"
+    ):
+        next(train(model, replace(data, digest="other"), small_run, device=CPU, checkpoints=folder))
+    other = replace(small_run, training=replace(small_run.training, precision="bfloat16"))
+    with pytest.raises(InputError, match="was begun with precision float32 and would continue with bfloat16"):
+        next(train(model, data, other, device=CPU, checkpoints=folder))
+
+
+def test_finished_runs_on_other_images_of_the_same_name_are_noticed(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    check_same_images(small_run, digits, store)
+    with pytest.raises(InputError, match="holds runs on other images that were also called digits"):
+        check_same_images(replace(small_run, seed=5), _few(digits), store)
+
+
+class OddLayout(nn.Module):
+    """A parameter that the forward pass uses transposed, so that its gradient comes in another memory layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5, 7, 7, generator=torch.Generator().manual_seed(0)))
+        self.position = nn.Parameter(torch.randn(4, 4, 9, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x):
+        y = torch.nn.functional.conv2d(x, self.weight.flip(0).transpose(2, 3))
+        return y.mean(dim=(2, 3)) + self.position.permute(2, 0, 1).reshape(9, 16)[:3].sum(dim=1)
+
+
+def test_a_step_is_plain_sgd_whatever_the_memory_layout_of_a_parameter():
+    model = OddLayout()
+    model.weight.data = model.weight.data.contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(model)
+    state = TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True), "float32")
+    expected = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        inputs, labels = torch.randn(6, 5, 9, 9, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
+        training_step(state, (inputs, labels, labels == 0), device=CPU)
+        expected.zero_grad()
+        F.cross_entropy(plain(inputs), labels).backward()
+        expected.step()
+    for got, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mnist", "svhn", "digits"])
+def test_digits_are_never_mirrored(digits, small_run, name):
+    training = replace(small_run.training, augment=("flip",))
+    config = replace(small_run, training=training, data=replace(small_run.data, name=name))
+    with pytest.raises(InputError, match="a mirrored digit is no digit"):
+        prepare_data(config, digits)
+
+
 def test_a_batch_larger_than_the_training_set_is_refused(digits):
     with pytest.raises(ValueError, match="training.batch_size is 512 but digits has 200 training images"):
         prepare_data(RunConfig(), digits)
@@ -178,3 +266,17 @@ def test_bfloat16_training_stays_near_float32(digits, small_run, tmp_path):
         finals.append(list(train(model, data, config, device=CPU, checkpoints=folder))[-1])
     for split, exact in finals[0].accuracies.items():
         assert finals[1].accuracies[split].loss == pytest.approx(exact.loss, abs=0.05)
+
+
+def test_bfloat16_accounting_of_one_step_stays_near_float32(digits, small_run):
+    """The fast path, from the same weights: norms within 5 %, direction within a cosine of 0.98."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model, data = start(small_run, digits)
+        state = TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1, fused=True), precision)
+        batch = (normalize(data.train.images[:128]), data.train.labels[:128], data.is_noisy[:128])
+        _, found[precision] = training_step(state, batch, device=CPU)
+    for part in ("clean", "noisy"):
+        exact, fast = (torch.cat([g.flatten() for g in getattr(found[p], part)]) for p in ("float32", "bfloat16"))
+        assert fast.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
+        assert F.cosine_similarity(exact, fast, dim=0) > 0.98

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -41,6 +43,16 @@ class Dataset:
     def num_classes(self) -> int:
         """Return the number of classes K; labels lie in [0, K)."""
         return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Return 32 hexadecimal digits that depend on every pixel, label and id."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split in (self.train, self.test):
+            for tensor in (split.images, split.labels, split.ids):
+                digest.update(str(tuple(tensor.shape)).encode())
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -81,6 +81,8 @@ def _shape_problem(config: ModelConfig, image_shape: tuple[int, int, int], num_c
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             _construct(config, image_shape, num_classes)(torch.empty(2, *image_shape))
+    except InputError:  # about the settings, not about the image
+        raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None

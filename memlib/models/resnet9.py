@@ -12,6 +12,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memlib.errors import InputError
+
 LOGIT_SCALE = 0.2
 
 
@@ -50,7 +52,7 @@ class ResNet9(nn.Module):
         super().__init__()
         narrow, middle, wide = (round(c * width) for c in (64, 128, 256))
         if narrow < 1:
-            raise ValueError(f"model.width is {width}; give at least {1 / 64} so that every layer keeps a channel.")
+            raise InputError(f"model.width is {width}; give at least {1 / 64} so that every layer keeps a channel.")
         self.conv1 = ConvBlock(in_channels, narrow)
         self.conv2 = ConvBlock(narrow, middle, kernel=5, stride=2, padding=2)
         self.residual1 = Residual(middle)

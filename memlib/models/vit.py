@@ -24,7 +24,6 @@ class ViT(VisionTransformer):
             depth=DEPTH,
             num_heads=8,
             mlp_ratio=1.0,
-            drop_rate=DROPOUT,
             pos_drop_rate=DROPOUT,
             proj_drop_rate=DROPOUT,
             attn_drop_rate=DROPOUT,
