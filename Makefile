@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test environment bench
 
 run: environment
-	$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
+	@$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
 	  [ $$status -le 1 ] && $(BIN)/python analysis/figures.py && exit $$status  # 1: a run failed, draw the others
 
 test: environment

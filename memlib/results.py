@@ -172,7 +172,11 @@ class ResultStore:
         file = self._open(table, name)
         metadata = file.schema_arrow.metadata or {}
         units = set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {name.removesuffix(".parquet")}
-        return file.read().cast(_schema_of(table)), units
+        try:
+            return file.read().cast(_schema_of(table)), units
+        except (pa.ArrowInvalid, ValueError) as error:
+            where = f"{self.storage.location}/{table}/{name}"
+            raise InputError(f"result file {where} does not have the columns of table {table!r}: {error}.") from error
 
     def _open(self, table: str, name: str) -> pq.ParquetFile:
         where = f"{self.storage.location}/{table}/{name}"

@@ -84,6 +84,7 @@ def perform_run(
         Diverged: the loss is no longer finite; record it with `record_failure`.
         OSError: the storage refuses.
     """
+    version_at_start = code_version()
     data = prepare_data(config, dataset)
     model = build_model(
         config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=config.seed
@@ -105,7 +106,7 @@ def perform_run(
     store.write("examples", run_id, _example_rows(run_id, model, data, device))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
-    store.write("runs", run_id, _run_row(config, device, outcome))
+    store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
     checkpoints.delete_last()
 
 
@@ -137,6 +138,7 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
     if config.run_id in store.finished_runs():
         return
     outcome = {"seconds": None, "status": "failed", "error": error, "data_digest": None}
+    outcome["code_version"] = code_version()
     store.write("runs", config.run_id, _run_row(config, device, outcome))
 
 
@@ -159,7 +161,6 @@ def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[st
         "noise_fraction": config.noise.fraction,
         "dropout": "none",
         "config": config_to_json(config),
-        "code_version": code_version(),
         "device": None if device is None else _device_name(device),
         "precision": None if device is None else resolve_precision(config.training.precision, device),
         **outcome,

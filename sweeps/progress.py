@@ -55,7 +55,8 @@ class SweepProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._live.stop()
+        if self._console.is_terminal:
+            self._live.stop()
 
     def started(self, run_id: str) -> None:
         """Show that a run has started, or started again after its process was lost."""

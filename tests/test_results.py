@@ -118,6 +118,32 @@ def test_a_damaged_file_is_named(tmp_path):
         store.read("epochs")
 
 
+def test_a_file_without_the_declared_columns_is_named(tmp_path):
+    store = create_results(tmp_path)
+    store.write("epochs", "u1", epochs("u1", [1]))
+    path = tmp_path / "epochs" / "u1.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["loss"]), path)
+    with pytest.raises(InputError, match=r"epochs/u1.parquet does not have the columns of table 'epochs'"):
+        store.read("epochs")
+
+
+def test_a_file_written_during_a_compaction_stays_and_wins(tmp_path, monkeypatch):
+    store = create_results(tmp_path)
+    for unit in "ab":
+        store.write("epochs", unit, epochs(unit, [0.1]))
+    write = type(store.storage).write
+
+    def write_and_be_overtaken(storage, path, data):
+        write(storage, path, data)
+        if "compact" in path:
+            monkeypatch.undo()
+            store.write("epochs", "a", epochs("a", [0.9]))
+
+    monkeypatch.setattr(type(store.storage), "write", write_and_be_overtaken)
+    store.compact()
+    assert sorted(store.read("epochs")["accuracy"].to_pylist()) == [0.1, 0.9]
+
+
 def test_what_an_interrupted_write_left_behind_is_not_read(tmp_path):
     store = create_results(tmp_path)
     store.write("epochs", "u1", epochs("u1", [1]))
