@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,3 +75,11 @@ def test_non_finite_weights_are_refused():
     state["conv1.conv.weight"] = state["conv1.conv.weight"] * torch.nan
     with pytest.raises(InputError, match="non-finite values in 'conv1.conv.weight'"):
         load_model_state(model(), state, where="broken")
+
+
+def test_nothing_of_ours_is_ever_unpickled_from_disk():
+    root = Path(__file__).parent.parent
+    sources = [path for folder in ("memlib", "sweeps", "analysis", "bench") for path in (root / folder).rglob("*.py")]
+    assert len(sources) > 30
+    for path in sources:
+        assert not re.search(r"torch\.load|import pickle|pickle\.load|allow_pickle", path.read_text()), path
