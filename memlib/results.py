@@ -70,6 +70,35 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         cosine=pa.float64(),  # of the clean and the noisy sum; null where one of them is zero
         n_parameters=pa.int64(),
     ),
+    "rewinding": _schema(
+        group=pa.string(),  # several groups rewound at once are joined by "+"
+        group_index=pa.int64(),  # of the first of them
+        n_groups=pa.int64(),
+        rewind_epoch=pa.int64(),  # 0 = initialization
+        batchnorm=pa.string(),  # running statistics: final, rewound, recalibrated
+        split=pa.string(),
+        accuracy=pa.float64(),
+        n=pa.int64(),
+    ),
+    "retraining": _schema(
+        group=pa.string(),
+        group_index=pa.int64(),
+        trained_on=pa.string(),  # clean or noisy
+        reset_epoch=pa.int64(),  # 0 = initialization
+        epoch=pa.int64(),  # 0 = before retraining
+        split=pa.string(),
+        accuracy=pa.float64(),
+        n=pa.int64(),
+    ),
+    "units": _schema(  # one row a unit of work on a finished run
+        experiment=pa.string(),  # the table it writes
+        settings=pa.string(),  # what it is about, JSON
+        code_version=pa.string(),
+        device=pa.string(),
+        seconds=pa.float64(),  # its share of the wall time of the task that computed it
+        status=pa.string(),  # done or failed
+        error=pa.string(),  # null when done
+    ),
     "examples": _schema(
         example_id=pa.int64(),  # position in the source's own order, within its split
         split=pa.string(),  # train or test
