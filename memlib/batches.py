@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from memlib.augmentation import augment, draw_augmentation
@@ -48,6 +48,12 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def normalize(images: UInt8[Tensor, "b c h w"]) -> Float32[Tensor, "b c h w"]:
     """Return float32 images in channels-last layout, pixels scaled from [0, 255] to [-1, 1] (mean 0.5, std 0.5)."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
+
+def model_inputs(images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b ..."], device: torch.device) -> Tensor:
+    """Return what a model takes, on `device`: uint8 images normalized as in training, anything else as it is."""
+    images = images.to(device, non_blocking=True)
+    return normalize(images) if images.dtype == torch.uint8 else images
 
 
 def training_batches(

@@ -126,14 +126,24 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], *, where: st
     Raises:
         InputError: the state is another architecture's, or holds non-finite values.
     """
+    check_state(model, state, where=where)
+    model.load_state_dict(state, strict=True)
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise InputError if `state` is another architecture's than the model's, or holds non-finite values."""
+    own = model.state_dict()
+    odd = [n for n in (own.keys() | state.keys()) if n not in own or n not in state or own[n].shape != state[n].shape]
+    if odd:
+        name = min(odd)
+        shapes = [f"{tuple(tensors[name].shape)}" if name in tensors else "absent" for tensors in (state, own)]
+        raise InputError(
+            f"state {where} does not belong to this {type(model).__name__}: {name!r} is {shapes[0]} there and "
+            f"{shapes[1]} here ({len(odd)} differ in all)."
+        )
     broken = [name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise InputError(f"state {where} has non-finite values in {broken[0]!r} ({len(broken)} tensors in all).")
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise InputError(f"state {where} does not belong to this {type(model).__name__}: {reason}") from error
 
 
 def _epoch_name(epoch: int) -> str:

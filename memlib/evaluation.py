@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
-from memlib.batches import normalize
+from memlib.batches import model_inputs
 from memlib.config import Precision
 from memlib.precision import autocast, exact_float32
 
@@ -56,7 +56,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    images: UInt8[Tensor, "n c h w"],
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."],
     labels: Int64[Tensor, " n"],
     *,
     device: torch.device,
@@ -65,13 +65,14 @@ def predict(
 ) -> Predictions:
     """Return the model's predictions for all images, judged against `labels`.
 
+    uint8 images are normalized as in training; floating-point ones are taken as the model's inputs.
     The model is left in the mode it was in; images are moved to `device` batch by batch.
     """
     pieces = []
     with evaluation_mode(model), exact_float32(device):
         for start in range(0, len(images), batch_size):
             chosen = slice(start, start + batch_size)
-            inputs = normalize(images[chosen].to(device, non_blocking=True))
+            inputs = model_inputs(images[chosen], device)
             with autocast(precision, device):
                 logits = model(inputs)
             pieces.append(_judge(logits.float(), labels[chosen].to(device)))

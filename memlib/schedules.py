@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 
 from memlib.config import TrainingConfig
+from memlib.experiments import RetrainingConfig
 
 ONE_CYCLE_START = 1 / 25  # of the peak, as in torch.optim.lr_scheduler.OneCycleLR
 ONE_CYCLE_END = 1 / 25e4
 
 
-def learning_rate(config: TrainingConfig, *, step: int, steps: int) -> float:
+def learning_rate(config: TrainingConfig | RetrainingConfig, *, step: int, steps: int) -> float:
     """Return the learning rate of optimizer step `step` in [0, steps).
 
     The warm-up takes `config.warmup` of all steps and ends at the peak; its first step already moves.

@@ -1,0 +1,260 @@
+"""E3: does a reset layer group learn noisy labels again that it never sees?
+
+Paper: layer retraining (Figure 4). From a converged model, one group goes back to its
+initialization (parameters and buffers), every other group is frozen for real (no gradient, running
+statistics and dropout in evaluation mode), and that group alone is trained on clean examples only;
+accuracies on clean and noisy examples are recorded after every epoch, before the first included.
+Deviations: the released code trains on the noisy examples and freezes nothing. Here the frozen
+prefix of the network is run once and its outputs are kept where they fit (`prefixes`), so training
+is on un-augmented images. Training on the noisy examples only is a control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from memlib.batches import model_inputs, split_order, steps_per_epoch
+from memlib.checkpoints import check_state
+from memlib.evaluation import evaluation_mode
+from memlib.experiments import RetrainingConfig
+from memlib.layer_groups import LayerGroups, layer_groups
+from memlib.precision import exact_float32
+from memlib.prefixes import State, Suffix, cut_before, run_prefix
+from memlib.rewinding import CHUNK_SIZE, Examples, check_groups, check_splits, rewind
+from memlib.schedules import learning_rate
+from memlib.seeds import global_stream, stream
+from memlib.training import Diverged
+
+MEMORY_BUDGET = 2 * 2**30  # bytes of kept prefix outputs; what does not fit is computed batch by batch
+
+
+@dataclass(frozen=True)
+class RetrainingAccuracy:
+    """Accuracy in [0, 1] on the `n` examples of a split after `epoch` epochs of retraining (0 = before)."""
+
+    epoch: int
+    split: str
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """The model with its retrained group, and the accuracies on the way there."""
+
+    model: nn.Module
+    curve: tuple[RetrainingAccuracy, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retraining:
+    """How a group is retrained.
+
+    config: schedule, optimizer and patience. Its `on`, `reset_epoch` and `limit` are for sweeps: here the
+    examples and the earlier state are handed in.
+    seed: of the order of the examples, and of dropout inside the groups.
+    groups: the layer groups; None for those `layer_groups` finds.
+    memory_budget: bytes of kept prefix outputs; moves no number beyond float32 rounding.
+    """
+
+    config: RetrainingConfig = field(default_factory=RetrainingConfig)
+    seed: int = 0
+    groups: LayerGroups | None = None
+    memory_budget: int = MEMORY_BUDGET
+
+
+def retrain(
+    model: nn.Module,
+    earlier: State,
+    chosen: Sequence[str],
+    train_on: Examples,
+    splits: Mapping[str, Examples],
+    *,
+    how: Retraining | None = None,
+) -> Retrained:
+    """Reset the layer groups `chosen` to the state `earlier`, train them alone on `train_on`, and return the curve.
+
+    `train_on` and `splits` are pairs of uint8 images (or model inputs) and assigned labels. The model is
+    left unchanged; everything is computed on its device in float32. Training stops early after
+    `patience` epochs in which every training example was predicted right before its step.
+
+    Raises:
+        InputError: a group does not exist, `earlier` is another architecture's or not finite, or a split is empty.
+        Diverged: the loss is no longer finite.
+    """
+    how = how or Retraining()
+    groups = how.groups or layer_groups(model)
+    check_groups(chosen, groups)
+    check_state(model, model.state_dict(), where="of the final model")
+    check_splits({"train_on": train_on, **splits})
+    reset = rewind(model, earlier, chosen, groups=groups, buffers=True)
+    device = next(reset.parameters()).device
+    with exact_float32(device), evaluation_mode(reset), _learning_only(reset, chosen, groups) as parameters:
+        suffix = cut_before(reset, [chosen], groups, model_inputs(train_on[0][:2], device))[0]
+        trained = _Trained(reset, suffix, parameters, _inside(suffix.network, chosen, groups), device)
+        prefix = _PrefixOutputs(trained, how.memory_budget)
+        train_source = (prefix.source(train_on[0]), train_on[1])
+        sources = {name: (prefix.source(images), labels) for name, (images, labels) in splits.items()}
+        curve = tuple(_train(trained, train_source, sources, how))
+    return Retrained(reset, curve)
+
+
+BatchSource = Callable[[Int64[Tensor, " b"]], Tensor]  # positions -> logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A network of which only some groups learn: their parameters, and the suffix's modules they consist of."""
+
+    model: nn.Module
+    suffix: Suffix
+    parameters: list[nn.Parameter]
+    modules: list[nn.Module]
+    device: torch.device
+
+
+@contextmanager
+def _learning_only(model: nn.Module, chosen: Sequence[str], groups: LayerGroups) -> Iterator[list[nn.Parameter]]:
+    """Run a block in which only the chosen groups' parameters, which it gives, require gradients."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    named = dict(model.named_parameters())
+    learning = [named[name] for group in chosen for name in groups.parameters[group]]
+    model.requires_grad_(False)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    try:
+        yield learning
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+def _inside(network: nn.Module, chosen: Sequence[str], groups: LayerGroups) -> list[nn.Module]:
+    """Return the modules all of whose parameters belong to the chosen groups."""
+    learning = {name for group in chosen for name in groups.parameters[group]}
+    found = []
+    for name, module in network.named_modules():
+        own = [f"{name}.{n}" if name else n for n, _ in module.named_parameters()]
+        if own and learning.issuperset(own):
+            found.append(module)
+    return found
+
+
+class _PrefixOutputs:
+    """Gives the logits of examples by their positions; the frozen prefix's outputs are kept as long as they fit."""
+
+    def __init__(self, trained: _Trained, budget: int) -> None:
+        self._trained = trained
+        self._left = budget
+
+    def source(self, images: Tensor) -> BatchSource:
+        trained = self._trained
+        kept = self._keep(images)
+
+        def logits(positions: Int64[Tensor, " b"]) -> Tensor:
+            inputs = model_inputs(images[positions.to(images.device)], trained.device)
+            if kept is None:
+                boundary = run_prefix(trained.model, trained.suffix.crossing, inputs)
+            else:
+                boundary = {name: outputs[positions.to(outputs.device)] for name, outputs in kept.items()}
+            return trained.suffix(boundary, inputs)
+
+        return logits
+
+    def _keep(self, images: Tensor) -> dict[str, Tensor] | None:
+        """Return the prefix outputs of all images, None where they do not fit or are not one an example."""
+        trained = self._trained
+        few = run_prefix(trained.model, trained.suffix.crossing, model_inputs(images[:2], trained.device))
+        n_bytes = sum(output.nbytes for output in few.values()) // len(images[:2]) * len(images)
+        if not few or n_bytes > self._left or any(len(output) != len(images[:2]) for output in few.values()):
+            return None
+        self._left -= n_bytes
+        kept = {name: _empty_like(output, len(images)) for name, output in few.items()}
+        for start in range(0, len(images), CHUNK_SIZE):
+            inputs = model_inputs(images[start : start + CHUNK_SIZE], trained.device)
+            for name, output in run_prefix(trained.model, trained.suffix.crossing, inputs).items():
+                kept[name][start : start + CHUNK_SIZE] = output
+        return kept
+
+
+def _empty_like(output: Tensor, n: int) -> Tensor:
+    layout = torch.channels_last if output.dim() == 4 else torch.contiguous_format
+    return torch.empty(n, *output.shape[1:], dtype=output.dtype, device=output.device, memory_format=layout)
+
+
+def _train(
+    trained: _Trained,
+    train_on: tuple[BatchSource, Tensor],
+    splits: Mapping[str, tuple[BatchSource, Tensor]],
+    how: Retraining,
+) -> Iterator[RetrainingAccuracy]:
+    """Yield the accuracies on every split before training and after every epoch."""
+    config = how.config
+    optimizer = torch.optim.SGD(
+        trained.parameters, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+    yield from _measure(splits, trained.device, epoch=0)
+    perfect = 0
+    for epoch in range(1, config.epochs + 1):
+        n_right = _train_epoch(trained, optimizer, train_on, how, epoch=epoch)
+        yield from _measure(splits, trained.device, epoch=epoch)
+        perfect = perfect + 1 if n_right == len(train_on[1]) else 0
+        if perfect == config.patience:
+            return
+
+
+def _train_epoch(
+    trained: _Trained,
+    optimizer: torch.optim.SGD,
+    train_on: tuple[BatchSource, Tensor],
+    how: Retraining,
+    *,
+    epoch: int,
+) -> int:
+    """Train for one epoch and return how many examples were predicted right, each before its step."""
+    source, labels = train_on
+    per_epoch = steps_per_epoch(len(labels), how.config.batch_size)
+    order = torch.randperm(len(labels), generator=stream(how.seed, "retraining_order", epoch))
+    n_right = torch.zeros((), dtype=torch.int64, device=trained.device)
+    loss = torch.zeros((), device=trained.device)
+    for module in trained.modules:
+        module.train()
+    with global_stream(how.seed, "retraining_dropout", epoch, device=trained.device):
+        for index, positions in enumerate(split_order(order, how.config.batch_size)):
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                how.config, step=(epoch - 1) * per_epoch + index, steps=how.config.epochs * per_epoch
+            )
+            assigned = labels[positions].to(trained.device)
+            logits = source(positions)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(logits, assigned)
+            loss.backward()
+            optimizer.step()
+            n_right += (logits.argmax(dim=1) == assigned).sum()
+    for module in trained.modules:
+        module.eval()
+    if not loss.isfinite():
+        raise Diverged(
+            f"the loss is no longer finite in epoch {epoch} of retraining; lower retraining.peak_lr (now "
+            f"{how.config.peak_lr}) or lengthen retraining.warmup (now {how.config.warmup})."
+        )
+    return int(n_right)
+
+
+@torch.no_grad()
+def _measure(
+    splits: Mapping[str, tuple[BatchSource, Tensor]], device: torch.device, *, epoch: int
+) -> Iterator[RetrainingAccuracy]:
+    for split, (source, labels) in splits.items():
+        n_right = torch.zeros((), dtype=torch.int64, device=device)
+        for positions in torch.arange(len(labels)).split(CHUNK_SIZE):
+            n_right += (source(positions).argmax(dim=1) == labels[positions].to(device)).sum()
+        yield RetrainingAccuracy(epoch, split, int(n_right) / len(labels), len(labels))
