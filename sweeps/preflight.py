@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from memlib.config import RunConfig
+from memlib.config import ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
 from memlib.layer_groups import layer_groups
@@ -39,16 +39,25 @@ def load_datasets(runs: Sequence[RunConfig], root: Path | None) -> dict[str, Dat
     return {key: load_dataset(d.name, root=root, image_size=d.image_size) for key, d in sources.items()}
 
 
-def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore) -> None:
-    """Raise InputError where a run's settings do not fit its images, or its images not those of finished runs."""
+def check_runs(
+    runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore
+) -> dict[RunConfig, tuple[str, ...]]:
+    """Return the names of each run's layer groups, by depth.
+
+    Raises:
+        InputError: a run's settings do not fit its images, or its images are not those of finished runs.
+    """
     for run in {dataset_key(run): run for run in runs}.values():
         check_same_images(run, datasets[dataset_key(run)], store)
+    names: dict[tuple[str, ModelConfig], tuple[str, ...]] = {}
     for run in runs:
-        prepare_data(run, datasets[dataset_key(run)])
-    for run in {(dataset_key(run), run.model): run for run in runs}.values():
         dataset = datasets[dataset_key(run)]
-        model = build_model(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=run.seed)
-        layer_groups(model)
+        prepare_data(run, dataset)
+        if (dataset_key(run), run.model) not in names:
+            shape, num_classes = dataset.image_shape, dataset.num_classes
+            model = build_model(run.model, image_shape=shape, num_classes=num_classes, seed=run.seed)
+            names[dataset_key(run), run.model] = layer_groups(model).names
+    return {run: names[dataset_key(run), run.model] for run in runs}
 
 
 def check_disk(store: ResultStore, needed_bytes: int) -> None:
