@@ -28,6 +28,7 @@ from analysis.style import (
     REFERENCE,
     STROKES,
     column_titles,
+    height_of_labels,
     house_style,
     label_groups,
     new_figure,
@@ -116,7 +117,8 @@ def _spell(correlation: float | None) -> str:
 def _plot(title: str, models: dict[str, pl.DataFrame], heads: list[str]) -> Figure:
     width = width_for(len(models))
     with house_style():
-        figure = new_figure(title, height=3.2, width=width)
+        names = {name for drops in models.values() for name in drops["group"].unique()}
+        figure = new_figure(title, height=2.6 + height_of_labels(names), width=width)
         (panels,) = figure.subplots(1, len(models), sharey=True, squeeze=False)
         for axes, drops, head in zip(panels, models.values(), heads, strict=True):
             _plot_drops(axes, drops, width=width / len(models))

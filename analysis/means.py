@@ -12,8 +12,11 @@ SPLITS = ("clean", "noisy", "test")
 
 
 def plot_mean(axes: Axes, curve: pl.DataFrame, *, x: str, stroke: Stroke, label: str, marked: bool = False) -> None:
-    """Draw column `mean` against column `x` as a line, one `std` up and down as a band; `marked` shows the points."""
-    places, mean, std = curve[x].to_numpy(), curve["mean"].to_numpy(), curve["std"].fill_null(0).to_numpy()
+    """Draw column `mean` against column `x` as a line, one `std` up and down as a band, if any.
+
+    marked: the points are shown too.
+    """
+    places, mean = curve[x].to_numpy(), curve["mean"].to_numpy()
     marker = stroke.marker if marked else ""
     axes.plot(
         places,
@@ -25,7 +28,9 @@ def plot_mean(axes: Axes, curve: pl.DataFrame, *, x: str, stroke: Stroke, label:
         linewidth=stroke.width,
         label=label,
     )
-    axes.fill_between(places, mean - std, mean + std, color=stroke.colour, alpha=0.2, linewidth=0)
+    if curve["std"].is_not_null().any():
+        std = curve["std"].fill_null(0).to_numpy()
+        axes.fill_between(places, mean - std, mean + std, color=stroke.colour, alpha=0.2, linewidth=0)
 
 
 def plot_means(axes: Axes, places: np.ndarray, rows: pl.DataFrame, stroke: Stroke, *, label: str) -> None:

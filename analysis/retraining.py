@@ -24,6 +24,7 @@ from analysis.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
     STROKES,
+    fix_range,
     house_style,
     label_epochs,
     new_figure,
@@ -133,6 +134,7 @@ def _plot(title: str, curves: pl.DataFrame) -> Figure:
     with house_style():
         figure = new_figure(title, height=0.9 + 0.95 * n_rows, width=width)
         grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+        fix_range(grid[0, 0], 0, curves["epoch"].to_numpy().max())
         titles = short_names(groups["group"].to_list(), _LONGEST_TITLE)
         for axes, group, title in zip(grid.flat, groups.iter_rows(named=True), titles, strict=False):
             _plot_group(axes, curves.filter(**group))
@@ -159,5 +161,3 @@ def _name_axes(grid: np.ndarray, n_panels: int) -> None:
         label_epochs(axes)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
-    grid[0, 0].set_ylim(-0.03, 1.03)
-    grid[0, 0].set_yticks((0, 0.5, 1))

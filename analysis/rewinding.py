@@ -33,6 +33,8 @@ from analysis.style import (
     REFERENCE,
     Stroke,
     column_titles,
+    fix_range,
+    height_of_labels,
     house_style,
     in_sequence,
     label_groups,
@@ -40,6 +42,7 @@ from analysis.style import (
     width_for,
 )
 
+_MOST_MARKED = 30  # groups; points of more run into each other
 _MOST_EPOCHS_NAMED = 12  # in the legend
 
 
@@ -98,14 +101,14 @@ def _plot(title: str, models: dict[str, str], curves: _Curves) -> Figure:
     strokes = dict(zip(epochs, in_sequence(len(epochs)), strict=True))
     width = width_for(len(models))
     with house_style():
-        figure = new_figure(title, height=1.5 + 1.15 * len(splits), width=width)
+        height = 1 + 1.15 * len(splits) + height_of_labels(curves.rewound["group"].unique())
+        figure = new_figure(title, height=height, width=width)
         grid = figure.subplots(len(splits), len(models), sharex="col", sharey=True, squeeze=False)
         for column, (model, column_title) in zip(grid.T, models.items(), strict=True):
             _plot_model(column, splits, curves.of_model(model), strokes, width=width / len(models))
             column[0].set_title(column_title)
         for axes, split in zip(grid[:, 0], splits, strict=True):
             axes.set_ylabel(f"accuracy, {split}")
-        grid[0, 0].set_ylim(-0.03, 1.03)
         figure.align_xlabels(grid[-1])
         _place_legend(figure, strokes, n_columns=5 if len(models) == 1 else 7)
     return figure
@@ -116,12 +119,13 @@ def _plot_model(
 ) -> None:
     groups = curves.rewound.select(GROUP).unique().sort(GROUP).with_row_index("place")
     rewound = curves.rewound.join(groups, on=GROUP, maintain_order="left")
+    fix_range(column[0], 0, groups.height - 1)
     for axes, split in zip(column, splits, strict=True):
         for final in curves.final.filter(split=split)["mean"]:
             axes.axhline(final, color=REFERENCE.colour, linewidth=REFERENCE.width)
         for epoch, stroke in strokes.items():
             curve = rewound.filter(split=split, rewind_epoch=epoch)
-            plot_mean(axes, curve, x="place", stroke=stroke, label=str(epoch), marked=True)
+            plot_mean(axes, curve, x="place", stroke=stroke, label=str(epoch), marked=groups.height <= _MOST_MARKED)
     label_groups(column[-1], groups["group"].to_list(), width=width)
     column[-1].set_xlabel("layer group, by depth")
 

@@ -23,7 +23,9 @@ _NARROWEST_COLUMN = 1.7  # inches, of several side by side
 _TITLE_CHARACTERS = 46  # a line of title at column width
 _MOST_GROUP_LABELS = 24  # side by side at column width, upright
 _MOST_ROW_LABELS = 36  # below each other, at the height of the tallest heat map
+_LONGEST_GROUP_LABEL = 20  # characters
 _LONGEST_COLUMN_TITLE = 28  # characters
+_CHARACTER = 0.055  # inches, of a tick label
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,18 @@ def column_titles(every: Sequence[str], drawn: Collection[str]) -> dict[str, str
     return {model: title for model, title in zip(every, titles, strict=True) if model in drawn}
 
 
+def height_of_labels(names: Iterable[str]) -> float:
+    """Return the height in inches that the names of layer groups take below an x axis."""
+    return _CHARACTER * min(max(len(name) for name in names), _LONGEST_GROUP_LABEL)
+
+
 def label_groups(
-    axes: Axes, names: Sequence[str], *, vertical: bool = False, width: float = COLUMN_WIDTH, longest: int = 20
+    axes: Axes,
+    names: Sequence[str],
+    *,
+    vertical: bool = False,
+    width: float = COLUMN_WIDTH,
+    longest: int = _LONGEST_GROUP_LABEL,
 ) -> None:
     """Name the layer groups along the x axis (or the y axis), every so many where they are too many to read.
 
@@ -143,13 +155,25 @@ def short_names(names: Sequence[str], longest: int, places: Iterable[int] | None
     labels = [_shorten(name, longest) for name in names]
     if len(set(labels)) == len(labels):
         return labels
-    return [f"{place} {label}" for place, label in zip(places or range(len(labels)), labels, strict=True)]
+    numbered = zip(places or range(len(names)), names, strict=True)
+    return [f"{place} {_shorten(name, longest - len(str(place)) - 1)}" for place, name in numbered]
 
 
 def label_epochs(axes: Axes) -> None:
     """Name the x axis "epoch", with ticks at whole epochs."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("epoch")
+
+
+def fix_range(axes: Axes, first: float, last: float) -> None:
+    """Show accuracies from 0 to 1 over x from first to last, with a margin, whatever is drawn.
+
+    Called before drawing: with many panels that share their axes, matplotlib spends most of its time on limits.
+    """
+    margin = 0.04 * (last - first) or 0.5
+    axes.set_xlim(first - margin, last + margin)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks((0, 0.5, 1))
 
 
 def use_log_scale(axes: Axes, values: Sequence[float]) -> None:

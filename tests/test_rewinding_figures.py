@@ -248,8 +248,8 @@ def test_rows_of_other_batchnorm_statistics_alone_leave_the_main_figure_to_be_ru
 
 
 @pytest.mark.parametrize("n_epochs", [1, 51])
-def test_a_hundred_groups_and_many_epochs_do_not_crowd_figure_3(store, n_epochs):
-    groups = tuple(f"stages.{i // 50}.blocks.{i}.long_name" for i in range(100))
+def test_sixty_groups_and_many_epochs_do_not_crowd_figure_3(store, n_epochs):
+    groups = tuple(f"stages.{i // 30}.blocks.{i}.long_name" for i in range(60))
     for model in ("one", "timm:a_very_long_model_name.with_a_tag_in1k"):
         add_finished(store, make_config(seed=0, model=model), groups=("stem",))
         add_rewinding(store, make_config(seed=0, model=model), groups, epochs=tuple(range(n_epochs)))
