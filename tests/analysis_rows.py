@@ -77,7 +77,8 @@ def add_everything(store: ResultStore, config: RunConfig, groups: tuple[str, ...
 
 def epoch_rows(config: RunConfig) -> list[dict]:
     """Clean examples are learned by epoch 5, noisy ones around the middle, test falls a little."""
-    draw = random.Random(config.run_id)
+    run_id = config.run_id  # a hash of all settings, not to be computed row by row
+    draw = random.Random(run_id)
     middle, rows = config.training.epochs / 2, []
     for epoch in range(config.training.epochs + 1):
         shares = {
@@ -90,7 +91,7 @@ def epoch_rows(config: RunConfig) -> list[dict]:
             loss = 2.6 * (1.002 - share) * math.exp(draw.gauss(0, 0.1))
             rows.append(
                 {
-                    "run_id": config.run_id,
+                    "run_id": run_id,
                     "epoch": epoch,
                     "split": split,
                     "accuracy": accuracy,
@@ -103,7 +104,8 @@ def epoch_rows(config: RunConfig) -> list[dict]:
 
 def gradient_rows(config: RunConfig, groups: tuple[str, ...]) -> list[dict]:
     """The noisy norm a bit above the clean one, the cosine negative in the middle and null in the last epoch's stem."""
-    draw = random.Random(config.run_id + "gradients")
+    run_id = config.run_id
+    draw = random.Random(run_id + "gradients")
     rows = []
     for epoch in range(1, config.training.epochs + 1):
         for index, group in enumerate(groups):
@@ -116,7 +118,7 @@ def gradient_rows(config: RunConfig, groups: tuple[str, ...]) -> list[dict]:
             is_null = index == 0 and epoch == config.training.epochs
             rows.append(
                 {
-                    "run_id": config.run_id,
+                    "run_id": run_id,
                     "epoch": epoch,
                     "group": group,
                     "group_index": index,
@@ -166,7 +168,8 @@ def rewinding_rows(
     config: RunConfig, groups: tuple[str, ...], *, epochs: tuple[int, ...], batchnorm: str, n: int
 ) -> list[dict]:
     """Groups a third into the network matter most; noisy examples suffer more than clean ones; late epochs are mild."""
-    draw = random.Random(f"{config.run_id}{batchnorm}{n}")
+    run_id = config.run_id
+    draw = random.Random(f"{run_id}{batchnorm}{n}")
     order = [name for name in groups if "+" not in name]
     rows = []
     for group in groups:
@@ -181,7 +184,7 @@ def rewinding_rows(
             for split, share in shares.items():
                 rows.append(
                     {
-                        "run_id": config.run_id,
+                        "run_id": run_id,
                         "group": group,
                         "group_index": index,
                         "n_groups": len(members),
@@ -199,7 +202,8 @@ def retraining_rows(
     config: RunConfig, groups: tuple[str, ...], *, trained_on: str, reset_epoch: int, epochs: int, n: int = 1000
 ) -> list[dict]:
     """Clean accuracy comes back in all groups, noisy accuracy less the deeper the group."""
-    draw = random.Random(f"{config.run_id}{trained_on}{reset_epoch}")
+    run_id = config.run_id
+    draw = random.Random(f"{run_id}{trained_on}{reset_epoch}")
     rows = []
     for index, group in enumerate(groups):
         stop = epochs - draw.randrange(epochs // 2) if index % 3 == 0 else epochs
@@ -209,7 +213,7 @@ def retraining_rows(
                 share = 0.1 + (best - 0.1) * (1 - math.exp(-epoch / 3))
                 rows.append(
                     {
-                        "run_id": config.run_id,
+                        "run_id": run_id,
                         "group": group,
                         "group_index": index,
                         "trained_on": trained_on,
