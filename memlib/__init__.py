@@ -5,6 +5,8 @@ loaded when it is first used.
 
 - Whose gradient moves which layer? `split_gradients`, `summarize_groups`
 - What are a network's layer groups? `layer_groups`
+- Which of them can go back in time? `rewinding_accuracies`, `rewind`, `Measurement`
+- Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
 - Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - What does the model predict, and by what margin? `predict`, `accuracy`
 - One training run, with all of it: `perform_run`, `train`
@@ -33,11 +35,18 @@ if TYPE_CHECKING:
     from memlib.models import build_model as build_model
     from memlib.results import create_results as create_results
     from memlib.results import open_results as open_results
+    from memlib.retraining import Retraining as Retraining
+    from memlib.retraining import retrain as retrain
+    from memlib.rewinding import Measurement as Measurement
+    from memlib.rewinding import rewind as rewind
+    from memlib.rewinding import rewinding_accuracies as rewinding_accuracies
     from memlib.runs import perform_run as perform_run
     from memlib.training import train as train
 
 _HOMES = {
     "InputError": "errors",
+    "Measurement": "rewinding",
+    "Retraining": "retraining",
     "RunConfig": "config",
     "accuracy": "evaluation",
     "add_label_noise": "label_noise",
@@ -51,6 +60,9 @@ _HOMES = {
     "open_results": "results",
     "perform_run": "runs",
     "predict": "evaluation",
+    "retrain": "retraining",
+    "rewind": "rewinding",
+    "rewinding_accuracies": "rewinding",
     "split_gradients": "gradient_accounting",
     "summarize_groups": "gradient_accounting",
     "train": "training",
