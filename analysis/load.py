@@ -54,11 +54,6 @@ class Results:
         return self.table("gradients")
 
     @property
-    def examples(self) -> pl.DataFrame:
-        """Prediction, margin and loss per example; one row an example and run, so possibly millions."""
-        return self.table("examples")
-
-    @property
     def location(self) -> str:
         """The folder or URI as the user gave it."""
         return self.store.storage.location
