@@ -256,7 +256,7 @@ def test_rows_of_failed_runs_are_in_no_figure(store):
     add_run(store, make_config(seed=1), error="out of memory")
     (drawn,) = draw_all(learning_curves.draw, store)
     assert drawn.source.seeds == (0,)
-    assert load_tables(store).examples.is_empty()
+    assert load_tables(store).table("examples").is_empty()
 
 
 # Built in the test: run-time type checks draw random numbers, which a strategy must not.
