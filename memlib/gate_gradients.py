@@ -87,7 +87,7 @@ class GateGradients:
         """Return the slopes of the summed cross-entropy for each distinct gate vector."""
         with exact_float32(self.device):
             prefixes = [self.network.intact_layers(gates) for gates in distinct]
-            outputs: list[Tensor] = []
+            outputs: list[Tensor | None] = []
             # one more forward pass, which pays where the prefixes it spares add up to more than a network
             if sum(prefixes) > 2 * len(self.network.units.layers):
                 with autocast(self.config.precision, self.device):

@@ -26,7 +26,7 @@ from memlib.network_units import NetworkUnits, UnitLayer
 class Replay:
     """The intact network's outputs for a batch, one a layer of units, of which the first `n_layers` are true."""
 
-    outputs: Sequence[Tensor]
+    outputs: Sequence[Tensor | None]  # None where the model changes the output in place: it is computed again
     n_layers: int
 
 
@@ -56,13 +56,13 @@ class GatedNetwork:
             self._clear()
 
     @torch.no_grad()
-    def record(self, inputs: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b k"], list[Tensor]]:
+    def record(self, inputs: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b k"], list[Tensor | None]]:
         """Return the intact network's logits and the output of every layer of units, for a `Replay`."""
         for layer in self._layers:
             layer.recording = True
         try:
             logits = self._network(inputs).float()
-            return logits, [layer.recorded for layer in self._layers if layer.recorded is not None]
+            return logits, [layer.recorded if layer.is_replayable else None for layer in self._layers]
         finally:
             self._clear()
 

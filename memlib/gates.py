@@ -32,6 +32,7 @@ class GatedLayer(nn.Module, ABC):
         self.replayed: Tensor | None = None
         self.recorded: Tensor | None = None
         self.recording = False
+        self._version = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output under its gates."""
@@ -39,8 +40,13 @@ class GatedLayer(nn.Module, ABC):
             return self.replayed
         output = self.compute(x)
         if self.recording:
-            self.recorded = output
+            self.recorded, self._version = output, output._version
         return output
+
+    @property
+    def is_replayable(self) -> bool:
+        """Return whether the recorded output is still what the layer returned, not changed in place since."""
+        return self.recorded is not None and self.recorded._version == self._version
 
     def clear(self) -> None:
         """Forget the forward pass."""
