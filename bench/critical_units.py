@@ -45,6 +45,7 @@ from memlib.training import TrainingData, train
 RESULTS = Path(__file__).parent / "results" / "critical_units.json"
 EXACT = CriticalUnitsConfig(reference_size=256, max_steps=50)
 FAST = replace(EXACT, reference_copies=1, refresh=4)
+TRADE_OFF = [(256, 1, 1), (256, 1, 2), (256, 5, 4), (64, 1, 1), (64, 1, 4)]  # reference size, copies, refresh
 Removals = dict[int, list[tuple[str, int]]]  # example id -> (layer, unit) in order of removal
 
 
@@ -180,13 +181,18 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, Any
     now = time.process_time if alone else time.perf_counter
 
     def ours(config: CriticalUnitsConfig) -> CriticalUnitsSearch:
+        order = torch.randperm(len(setting.reference), generator=stream(0, "bench_reference"))
+        reference = setting.reference.take(order[: config.reference_size])
         return find_critical_units(
-            setting.model, setting.examples, setting.reference, config, seed=setting.seed, device=setting.device
+            setting.model, setting.examples, reference, config, seed=setting.seed, device=setting.device
         )
 
     ways = {"(a) exact, float32": EXACT, "(c) fast, float32": FAST}
     if not options.no_bfloat16:
         ways["(b) exact, bfloat16"] = replace(EXACT, precision="bfloat16")
+    for size, copies, refresh in TRADE_OFF if options.trade_off else []:
+        name = f"reference {size}, copies {copies}, refresh {refresh}"
+        ways[name] = replace(EXACT, reference_size=size, reference_copies=copies, refresh=refresh)
     searches, seconds = {}, {way: [] for way in [*ways, "(d) plain loop"]}
     plain: tuple[Removals, int] = ({}, 0)
     few = setting.examples.take(torch.linspace(0, len(setting.examples) - 1, options.plain).long())
@@ -224,6 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-bfloat16", action="store_true")
+    parser.add_argument("--trade-off", action="store_true", help="also time other settings of the fast mode")
     parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/critical_units.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

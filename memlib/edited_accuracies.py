@@ -84,7 +84,7 @@ def _correct(
     precision: Precision,
 ) -> Bool[Tensor, "e n"]:
     """Return for each gate vector which examples are predicted as assigned, on the CPU."""
-    prefixes = [network.intact_layers(own) for own in gates]
+    prefixes = [network.intact_layers(own) for own in gates.cpu()]
 
     def work(chunk: slice) -> Tensor:
         inputs = normalize(images.images[chunk].to(device, non_blocking=True))

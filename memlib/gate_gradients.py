@@ -62,10 +62,11 @@ class GateGradients:
         distinct, row = torch.unique(gates, dim=0, return_inverse=True)
         copies = self.config.reference_copies
         by_copy = inputs.unflatten(0, (copies, len(labels)))
+        prefixes = [self.network.intact_layers(own) for own in distinct.cpu()]
 
         def work(chunk: slice) -> Tensor:
             batch = by_copy[:, chunk].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            return self._reference_chunk(batch, labels[chunk], distinct)
+            return self._reference_chunk(batch, labels[chunk], distinct, prefixes)
 
         total = torch.zeros_like(distinct)
         for slopes in run_in_chunks(len(labels), self._chunk_size(copies), work):
@@ -83,10 +84,9 @@ class GateGradients:
             (slopes,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), gates)
         return logits.detach().argmax(dim=1), slopes
 
-    def _reference_chunk(self, inputs: Tensor, labels: Tensor, distinct: Tensor) -> Tensor:
+    def _reference_chunk(self, inputs: Tensor, labels: Tensor, distinct: Tensor, prefixes: list[int]) -> Tensor:
         """Return the slopes of the summed cross-entropy for each distinct gate vector."""
         with exact_float32(self.device):
-            prefixes = [self.network.intact_layers(gates) for gates in distinct]
             outputs: list[Tensor | None] = []
             # one more forward pass, which pays where the prefixes it spares add up to more than a network
             if sum(prefixes) > 2 * len(self.network.units.layers):

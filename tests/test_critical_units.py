@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -43,7 +44,13 @@ def vit():
     )
 
 
-NETWORKS = [resnet9, bottlenecks, vit]
+def windows():
+    """A network whose layers see several windows of an image as rows of one batch, so that no batch mixes gates."""
+    size = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    return SwinTransformer(num_classes=CLASSES, **size)
+
+
+NETWORKS = [resnet9, bottlenecks, vit, windows]
 
 
 def images(n=40, seed=0):
@@ -115,8 +122,8 @@ def sequences(result):
 @pytest.mark.parametrize("build", NETWORKS)
 def test_the_search_removes_what_a_plain_loop_with_edited_weights_removes(build):
     model, data = memorized(build)
-    result, examples, reference = search(model, data, max_steps=8)
-    assert len(result.found) >= 4
+    result, examples, reference = search(model, data, n=5, max_steps=6)
+    assert len(result.found) >= 3
     got = sequences(result)
     lengths = set()
     for i in range(len(examples)):
