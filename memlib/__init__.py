@@ -9,6 +9,8 @@ loaded when it is first used.
 - Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
 - Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - What does the model predict, and by what margin? `predict`, `accuracy`
+- How few units carry one example, and what does losing them cost the others? `find_critical_units`,
+  `take_examples`, `draw_reference`, `edited_accuracies`
 - One training run, with all of it: `perform_run`, `train`
 - Images and networks: `load_dataset`, `build_model`
 - Settings and results: `RunConfig`, `build_config`, `open_results`, `create_results`
@@ -22,10 +24,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memlib.config import RunConfig as RunConfig
     from memlib.config import build_config as build_config
+    from memlib.critical_units import draw_reference as draw_reference
+    from memlib.critical_units import find_critical_units as find_critical_units
+    from memlib.critical_units import take_examples as take_examples
     from memlib.datasets import load_dataset as load_dataset
+    from memlib.edited_accuracies import edited_accuracies as edited_accuracies
     from memlib.errors import InputError as InputError
     from memlib.evaluation import accuracy as accuracy
     from memlib.evaluation import predict as predict
+    from memlib.experiments import CriticalUnitsConfig as CriticalUnitsConfig
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
     from memlib.label_noise import add_label_noise as add_label_noise
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
     from memlib.training import train as train
 
 _HOMES = {
+    "CriticalUnitsConfig": "experiments",
     "InputError": "errors",
     "Measurement": "rewinding",
     "Retraining": "retraining",
@@ -53,6 +61,9 @@ _HOMES = {
     "build_config": "config",
     "build_model": "models",
     "create_results": "results",
+    "draw_reference": "critical_units",
+    "edited_accuracies": "edited_accuracies",
+    "find_critical_units": "critical_units",
     "flip_labels": "label_noise",
     "flip_labels_in_pairs": "label_noise",
     "layer_groups": "layer_groups",
@@ -65,6 +76,7 @@ _HOMES = {
     "rewinding_accuracies": "rewinding",
     "split_gradients": "gradient_accounting",
     "summarize_groups": "gradient_accounting",
+    "take_examples": "critical_units",
     "train": "training",
 }
 
