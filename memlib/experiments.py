@@ -80,6 +80,10 @@ class RetrainingConfig:
 class CriticalUnitsConfig:
     """E4: how the units that hold one example are searched for; the defaults are the paper's, searched exactly.
 
+    examples: how many clean and how many noisy ones a sweep searches, in parts of `part_size`, a task each.
+    limit: training examples on which edited networks are judged, a class-balanced draw; None for all.
+    early_epoch: a kept checkpoint, before noise was memorized, that tells clean examples which are learned from the
+    others' labels from those that are memorized too; None for no such split.
     removal: `filter` sets a unit's weight row to zero, `activation` what comes out behind its BatchNorm and activation.
     reference_size: other examples whose mean loss is to stay low, drawn once for all examples of a run.
     copies: noisy copies of an example over which its logits are averaged, in gradients and in the flip test.
@@ -90,6 +94,10 @@ class CriticalUnitsConfig:
     precision: of the search's forward and backward passes.
     """
 
+    examples: int = 1000
+    part_size: int = 50
+    limit: int | None = None
+    early_epoch: int | None = None
     removal: Removal = "filter"
     reference_size: int = 512
     copies: int = 5
@@ -100,9 +108,15 @@ class CriticalUnitsConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("reference_size", "copies", "reference_copies", "max_steps", "refresh"):
+        for name in ("examples", "part_size", "reference_size", "copies", "reference_copies", "max_steps", "refresh"):
             if getattr(self, name) < 1:
                 raise InputError(f"critical_units.{name} is {getattr(self, name)}; give at least 1.")
+        if self.examples % self.part_size:
+            raise InputError(
+                f"critical_units.examples is {self.examples}, which is no multiple of critical_units.part_size "
+                f"({self.part_size}); give one, so that asking for more examples later repeats none."
+            )
+        _check_limit("critical_units", self.limit)
         if not 0 <= self.noise < 1:
             raise InputError(
                 f"critical_units.noise is {self.noise}; give a share of the input's norm in [0, 1), e.g. 0.01 for 1 %."
@@ -120,6 +134,7 @@ class ExperimentsConfig:
 
     rewinding: RewindingConfig | None = None
     retraining: RetrainingConfig | None = None
+    critical_units: CriticalUnitsConfig | None = None
 
 
 def _check_limit(experiment: str, limit: int | None) -> None:

@@ -21,14 +21,14 @@ from memlib.seeds import stream
 from memlib.units import Task, Unit
 
 LoadState = Callable[[int], State]  # epoch -> the run's checkpoint
-Rows = list[dict[str, object]]
+Rows = dict[str, list[dict[str, object]]]  # of one unit, by table; its experiment's own table is written last
 
 
 def plan_rewinding(run: RunConfig, config: RewindingConfig, group_names: Sequence[str]) -> list[Task]:
     """Return one task a set of layer groups, with one unit an epoch; raises like `plan_tasks`."""
     kept = run.checkpoint_epochs
     epochs = config.epochs or kept[:-1]
-    _check_kept("rewinding.epochs", epochs, run)
+    check_kept("rewinding.epochs", epochs, run)
     settings = {"batchnorm": config.batchnorm, "limit": config.limit}
     return [
         Task(tuple(Unit(run, "rewinding", {"groups": groups, "rewind_epoch": e, **settings}) for e in epochs))
@@ -58,7 +58,7 @@ def group_sets(kinds: Sequence[str], group_names: Sequence[str]) -> list[list[st
 
 def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Sequence[str]) -> list[Task]:
     """Return one task of one unit for each layer group and kind of examples; raises like `plan_tasks`."""
-    _check_kept("retraining.reset_epoch", [config.reset_epoch], run)
+    check_kept("retraining.reset_epoch", [config.reset_epoch], run)
     kinds = [kind for kind in config.on if kind == "clean" or run.noise.fraction > 0]
     # Only what differs from the defaults, so that a setting added later keeps every finished unit valid.
     defaults = asdict(RetrainingConfig(on=config.on))
@@ -70,7 +70,8 @@ def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Seque
     ]
 
 
-def _check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
+def check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
+    """Raise InputError naming the kept checkpoints if `setting` asks for another epoch."""
     missing = sorted(set(epochs) - set(run.checkpoint_epochs))
     if missing:
         kept = list(run.checkpoint_epochs)
@@ -104,11 +105,13 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
         "batchnorm": shared["batchnorm"],
     }
     return [
-        [
-            {**facts, "rewind_epoch": r.epoch, "split": r.split, "accuracy": r.accuracy, "n": r.n}
-            for r in found
-            if r.epoch == unit.settings["rewind_epoch"]
-        ]
+        {
+            "rewinding": [
+                {**facts, "rewind_epoch": r.epoch, "split": r.split, "accuracy": r.accuracy, "n": r.n}
+                for r in found
+                if r.epoch == unit.settings["rewind_epoch"]
+            ]
+        }
         for unit in task.units
     ]
 
@@ -131,7 +134,7 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
         "trained_on": trained_on,
         "reset_epoch": config.reset_epoch,
     }
-    return [[{**facts, **asdict(result)} for result in found.curve]]
+    return [{"retraining": [{**facts, **asdict(result)} for result in found.curve]}]
 
 
 def splits_of(data: RunData, *, limit: int | None, seed: int) -> dict[str, Examples]:

@@ -10,7 +10,7 @@ import pytest
 
 import memlib
 from memlib.config import CheckpointConfig, DataConfig, ModelConfig, NoiseConfig, TrainingConfig
-from memlib.experiments import RetrainingConfig, RewindingConfig
+from memlib.experiments import CriticalUnitsConfig, RetrainingConfig, RewindingConfig
 from memlib.results import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +50,7 @@ def test_every_option_the_readme_names_exists():
         ("checkpoints", CheckpointConfig),
         ("rewinding", RewindingConfig),
         ("retraining", RetrainingConfig),
+        ("critical_units", CriticalUnitsConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_default(section, config):
