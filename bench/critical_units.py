@@ -60,6 +60,7 @@ class Setting:
     reference: ImageSet
     seed: int
     device: torch.device
+    network: dict[str, Any]  # what it was trained on, for how long, and how often it predicts as assigned
 
 
 def run_config(n_images: int, epochs: int) -> RunConfig:
@@ -101,7 +102,14 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Setting:
     chosen = torch.cat([order[(learned & kind)[order]][:half] for kind in (~is_noisy, is_noisy)])
     examples = images.take(chosen)
     reference = draw_reference(images, examples.ids, EXACT, seed=0)
-    return Setting(model, images, is_noisy, examples, reference, 0, device)
+    network = {
+        "images": len(images),
+        "epochs": config.training.epochs if kept is None else kept.facts["epoch"],
+        "of_epochs": config.training.epochs,
+        "clean_accuracy": learned[~is_noisy].double().mean().item(),
+        "noisy_accuracy": learned[is_noisy].double().mean().item(),
+    }
+    return Setting(model, images, is_noisy, examples, reference, 0, device, network)
 
 
 def plain_loop(setting: Setting, examples: ImageSet, units: NetworkUnits) -> tuple[Removals, int]:
@@ -245,7 +253,9 @@ def main() -> None:
             "torch": torch.__version__,
             "device": str(device),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            **{k: getattr(options, k) for k in ("threads", "images", "epochs", "examples", "plain", "rounds")},
+            "clock": "CPU seconds" if options.threads == 1 and device.type == "cpu" else "wall seconds",
+            "network": setting.network,
+            **{k: getattr(options, k) for k in ("threads", "examples", "plain", "rounds")},
         }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
