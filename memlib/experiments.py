@@ -82,8 +82,8 @@ class CriticalUnitsConfig:
 
     examples: how many clean and how many noisy ones a sweep searches, in parts of `part_size`, a task each.
     limit: training examples on which edited networks are judged, a class-balanced draw; None for all.
-    early_epoch: a kept checkpoint, before noise was memorized, that tells clean examples which are learned from the
-    others' labels from those that are memorized too; None for no such split.
+    early_epoch: the newest kept checkpoint up to this epoch, before noise was memorized, tells clean examples which are
+    learned from the others' labels from those that are memorized too; None for no such split.
     removal: `filter` sets a unit's weight row to zero, `activation` what comes out behind its BatchNorm and activation.
     reference_size: other examples whose mean loss is to stay low, drawn once for all examples of a run.
     copies: noisy copies of an example over which its logits are averaged, in gradients and in the flip test.

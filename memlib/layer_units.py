@@ -28,7 +28,7 @@ def plan_rewinding(run: RunConfig, config: RewindingConfig, group_names: Sequenc
     """Return one task a set of layer groups, with one unit an epoch; raises like `plan_tasks`."""
     kept = run.checkpoint_epochs
     epochs = config.epochs or kept[:-1]
-    check_kept("rewinding.epochs", epochs, run)
+    _check_kept("rewinding.epochs", epochs, run)
     settings = {"batchnorm": config.batchnorm, "limit": config.limit}
     return [
         Task(tuple(Unit(run, "rewinding", {"groups": groups, "rewind_epoch": e, **settings}) for e in epochs))
@@ -58,7 +58,7 @@ def group_sets(kinds: Sequence[str], group_names: Sequence[str]) -> list[list[st
 
 def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Sequence[str]) -> list[Task]:
     """Return one task of one unit for each layer group and kind of examples; raises like `plan_tasks`."""
-    check_kept("retraining.reset_epoch", [config.reset_epoch], run)
+    _check_kept("retraining.reset_epoch", [config.reset_epoch], run)
     kinds = [kind for kind in config.on if kind == "clean" or run.noise.fraction > 0]
     # Only what differs from the defaults, so that a setting added later keeps every finished unit valid.
     defaults = asdict(RetrainingConfig(on=config.on))
@@ -70,8 +70,7 @@ def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Seque
     ]
 
 
-def check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
-    """Raise InputError naming the kept checkpoints if `setting` asks for another epoch."""
+def _check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
     missing = sorted(set(epochs) - set(run.checkpoint_epochs))
     if missing:
         kept = list(run.checkpoint_epochs)

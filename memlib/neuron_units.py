@@ -18,7 +18,7 @@ from memlib.datasets import ImageSet, balanced_subset
 from memlib.edited_accuracies import EditedAccuracies, edited_accuracies
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig
-from memlib.layer_units import LoadState, Rows, check_kept
+from memlib.layer_units import LoadState, Rows
 from memlib.runs import RunData
 from memlib.seeds import stream
 from memlib.units import Task, Unit
@@ -32,8 +32,7 @@ def plan_critical_units(run: RunConfig, config: CriticalUnitsConfig) -> list[Tas
 
     The examples are drawn in one fixed order, so asking for more of them leaves the parts there were unchanged.
     """
-    if config.early_epoch is not None:
-        check_kept("critical_units.early_epoch", [config.early_epoch], run)
+    config = replace(config, early_epoch=_kept_before(config.early_epoch, run))
     defaults = asdict(CriticalUnitsConfig())
     settings = {n: v for n, v in asdict(config).items() if v != defaults[n] and n != "examples"}
     kinds = KINDS if run.noise.fraction > 0 else ("clean",)
@@ -74,6 +73,12 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
             ],
         }
     ]
+
+
+def _kept_before(epoch: int | None, run: RunConfig) -> int | None:
+    """Return the newest kept epoch up to `epoch`, the run's last left out; None if none was asked for or kept."""
+    kept = [e for e in run.checkpoint_epochs[:-1] if epoch is not None and e <= epoch]
+    return max(kept, default=None)
 
 
 def _part(

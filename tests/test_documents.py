@@ -21,7 +21,12 @@ def blocks(document, language):
 
 
 @pytest.mark.parametrize(
-    ("document", "printed"), [("README.md", "'group': 'classifier'"), ("docs/layers.md", "epoch  0: ")]
+    ("document", "printed"),
+    [
+        ("README.md", "'group': 'classifier'"),
+        ("docs/layers.md", "epoch  0: "),
+        ("docs/neurons.md", "without the units of example"),
+    ],
 )
 def test_the_python_in_a_document_runs_as_it_stands(document, printed, tmp_path):
     code = "\n".join(blocks(document, "python"))
