@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     assert code == 1
     assert re.search(r"failed: rewinding conv1 of digits .* is damaged .*; delete it and run the sweep again", out)
     failed = open_results(results).read("units").filter(pc.field("status") == "failed").to_pylist()
-    assert {row["experiment"] for row in failed} == {"rewinding"}  # retraining starts from epoch 0
+    assert {row["experiment"] for row in failed} == {"rewinding", "critical_units"}  # retraining starts from epoch 0
     assert len(open_results(results).units("retraining")) == N_GROUPS
     checkpoint.unlink()
     code, out, err = sweep(results, *options)
