@@ -62,5 +62,8 @@ def finished_epochs(results):
 
 def worker_processes(driver, name):
     """The driver's Ray workers that are at work on `name`, as Ray writes it into their titles."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [p for p in children if p.is_running() and name in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended between listing and looking
+            found += [process] if name in " ".join(process.cmdline()) else []
+    return found
