@@ -31,9 +31,9 @@ def sweep(results, *options):
 
 
 def rows(results, table):
-    """All rows of a table in a fixed order, without what differs between equal runs: wall time."""
+    """All rows of a table in a fixed order, without what differs between equal runs: wall time, and the commit."""
     found = open_results(results).read(table).to_pylist()
-    return sorted(repr({k: v for k, v in row.items() if k != "seconds"}) for row in found)
+    return sorted(repr({k: v for k, v in row.items() if k not in ("seconds", "code_version")}) for row in found)
 
 
 def assert_same_results(left, right):
