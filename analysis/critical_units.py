@@ -140,7 +140,8 @@ def _plot(title: str, rows: pl.DataFrame, shares: pl.DataFrame) -> Figure:
 
 def _plot_drops(axes: Axes, flipped: pl.DataFrame) -> None:
     curves = shares_above(flipped, "drop")
-    low, high = min(curves["place"].min(), 0), max(curves["place"].max(), _SMALLEST_DROP)
+    places = curves["place"].to_numpy()
+    low, high = places.min(initial=0), places.max(initial=_SMALLEST_DROP)
     axes.set_xscale("symlog", linthresh=_SMALLEST_DROP, linscale=0.5)
     for kind in _kinds_of(flipped):
         ends = (min(1.5 * low, -_SMALLEST_DROP / 4), 1.3 * high)
