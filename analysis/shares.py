@@ -54,7 +54,7 @@ def mark_median(axes: Axes, values: pl.Series, stroke: Stroke, *, infinite: floa
     if median is None:
         return
     place = infinite if math.isinf(median) else median
-    size = max(8 - 2.5 * sum(line.get_label() == "_median" for line in axes.lines), 3)
+    size = max(7 - 2 * sum(line.get_label() == "_median" for line in axes.lines), 3)
     axes.plot(
         place,
         0.5,
