@@ -18,9 +18,9 @@ from analysis.flips import FLIPS, none_flipped, plot_flips, spell_flips
 from analysis.load import Results
 from analysis.rank_test import spell_test
 from analysis.searched import draw_each_search, heading_of, how_searched, not_skipped, searched_examples, title_of
-from analysis.style import STROKES, Stroke, house_style, new_figure, place_legend_below
+from analysis.style import STROKES, Stroke, house_style, new_figure
 
-_RIGHT, _WRONG = "clean, right early", "clean, wrong early"
+_RIGHT, _WRONG = "clean (right early)", "clean (wrong early)"
 _STROKES = {_RIGHT: STROKES["clean"], _WRONG: Stroke("#56B4E9", "-.", "^"), "noisy": STROKES["noisy"]}
 
 
@@ -65,5 +65,5 @@ def _plot(title: str, rows: pl.DataFrame) -> Figure:
         figure = new_figure(title, height=2.6)
         axes = figure.subplots()
         plot_flips(axes, rows, _STROKES)
-        place_legend_below(figure, axes)
+        axes.legend(loc="upper right")  # where falling curves leave room
     return figure

@@ -30,7 +30,7 @@ from analysis.searched import (
     searched_examples,
     title_of,
 )
-from analysis.shares import mark_median, median_of, plot_share_above, shares_above
+from analysis.shares import fix_shares, mark_median, median_of, plot_share_above, shares_above
 from analysis.style import (
     PAGE_WIDTH,
     REFERENCE,
@@ -103,7 +103,7 @@ def _spell_units(rows: pl.DataFrame) -> str:
 def _spell_drops(flipped: pl.DataFrame) -> str:
     flipped = flipped.filter(pl.col("drop").is_finite())
     found = [
-        f"{kind}: median {median_of(flipped.filter(kind=kind)['drop']):.4f}, "
+        f"{kind} median {median_of(flipped.filter(kind=kind)['drop']):.4f}, "
         f"{spell_mean(flipped.filter(kind=kind), 'drop')}"
         for kind in _kinds_of(flipped)
     ]
@@ -142,17 +142,17 @@ def _plot_drops(axes: Axes, flipped: pl.DataFrame) -> None:
     curves = shares_above(flipped, "drop")
     places = curves["place"].to_numpy()
     low, high = places.min(initial=0), places.max(initial=_SMALLEST_DROP)
-    axes.set_xscale("symlog", linthresh=_SMALLEST_DROP, linscale=0.5)
+    axes.set_xscale("symlog", linthresh=_SMALLEST_DROP, linscale=1)
     for kind in _kinds_of(flipped):
         ends = (min(1.5 * low, -_SMALLEST_DROP / 4), 1.3 * high)
         plot_share_above(axes, curves.filter(kind=kind), STROKES[kind], ends=ends, label=kind)
         mark_median(axes, flipped.filter(kind=kind)["drop"], STROKES[kind], infinite=high)
         axes.set_xlim(*ends)
     ticks = [tick for tick in _DROPS if 1.5 * low <= tick <= 1.3 * high]
-    axes.set_xticks(ticks, [f"{100 * tick:g} %".replace("-", "−") for tick in ticks])
+    axes.set_xticks(ticks, [f"{100 * tick:g}".replace("-", "−") for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("drop in training accuracy")
+    fix_shares(axes)
+    axes.set_xlabel("drop in training accuracy, %")
     axes.set_ylabel("share with a larger drop")
 
 

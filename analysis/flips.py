@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from analysis.captions import count, mean_and_std
 from analysis.cells import over_seeds
 from analysis.searched import not_skipped
-from analysis.shares import mark_median, median_of, plot_share_above, shares_above
+from analysis.shares import fix_shares, mark_median, median_of, plot_share_above, shares_above
 from analysis.style import Stroke
 
 _FIRST = 0.75  # left end of the logarithmic axis: no unit removed yet
@@ -26,8 +26,8 @@ FLIPS = (
 def plot_flips(axes: Axes, rows: pl.DataFrame, strokes: Mapping[str, Stroke]) -> None:
     """Draw, a curve a kind, the share of searched examples not yet flipped against the number of units removed."""
     searched = not_skipped(rows)
-    most = int(searched.filter("flipped")["n_removed"].max() or 1)  # pyright: ignore[reportArgumentType]
-    never = 1.7 * most
+    most = int(searched.filter("flipped")["n_removed"].to_numpy().max(initial=1))
+    never = 2 * most
     curves = shares_above(searched, "needed")
     for kind, stroke in strokes.items():
         curve = curves.filter(kind=kind)
@@ -39,7 +39,7 @@ def plot_flips(axes: Axes, rows: pl.DataFrame, strokes: Mapping[str, Stroke]) ->
     axes.set_xlim(_FIRST, 1.15 * never)
     axes.set_xticks([*ticks, never], [*map(str, ticks), "not\nflipped"])
     axes.set_xticks([], minor=True)
-    axes.set_ylim(-0.03, 1.03)
+    fix_shares(axes)
     axes.set_xlabel("units removed")
     axes.set_ylabel("share not yet flipped")
 
@@ -50,7 +50,7 @@ def none_flipped(rows: pl.DataFrame) -> str:
 
 
 def spell_flips(rows: pl.DataFrame, kind: str) -> str:
-    """Return one kind's median, mean and numbers of examples, e.g. "noisy: median 3, mean 5.200 (10 examples, ...)"."""
+    """Return one kind's median, mean and numbers of examples, e.g. "noisy median 3, mean 5.200 (10 examples, ...)"."""
     own = rows.filter(kind=kind)
     searched = not_skipped(own)
     median = median_of(searched["needed"])
@@ -62,7 +62,7 @@ def spell_flips(rows: pl.DataFrame, kind: str) -> str:
     if median is None:
         return f"{kind}: {numbers}"
     middle = "not flipped" if median == float("inf") else f"{median:g}"
-    return f"{kind}: median {middle}, {spell_mean(searched.filter('flipped'), 'n_removed')} ({numbers})"
+    return f"{kind} median {middle}, {spell_mean(searched.filter('flipped'), 'n_removed')} ({numbers})"
 
 
 def spell_mean(rows: pl.DataFrame, value: str) -> str:

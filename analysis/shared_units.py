@@ -15,7 +15,7 @@ from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, source_of
 from analysis.load import Results
 from analysis.searched import KINDS, draw_each_search, heading_of, how_searched, removed_units, title_of
-from analysis.shares import plot_share_above, shares_above
+from analysis.shares import fix_shares, plot_share_above, shares_above
 from analysis.style import STROKES, house_style, new_figure, place_legend_below
 
 _UNIT = ["layer_index", "unit"]
@@ -70,7 +70,7 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
     caption = (
         f"For {cell.title}: share of the removed units that are critical (were removed on the way to a flip) for more "
         "than that many examples, among equally many flipped clean and noisy examples of each run, "
-        f"{' and '.join(map(str, counted.unique().sort()))} of each kind, drawn in the order of a hash of their ids. "
+        f"{', '.join(map(str, counted.unique().sort()))} of each kind, drawn in the order of a hash of their ids. "
         f"{how_searched(rows)} {spread_over(source.seeds)} "
         f"{' '.join(_spell(found.filter(kind=kind), kind) for kind in KINDS if kind in found['kind'])}"
         f"{_spell_both(chosen)}"
@@ -118,7 +118,7 @@ def _plot(title: str, removed: pl.DataFrame) -> Figure:
         axes.set_xlim(_FIRST, 1.3 * most)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
-        axes.set_ylim(-0.03, 1.03)
+        fix_shares(axes)
         axes.set_xlabel("examples a unit is critical for")
         axes.set_ylabel("share of units above")
         place_legend_below(figure, axes)

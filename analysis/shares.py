@@ -32,8 +32,10 @@ def plot_share_above(axes: Axes, curve: pl.DataFrame, stroke: Stroke, *, ends: t
     One `std` up and down is drawn as a band, if there is any.
     """
     first, last = curve.head(1), curve.tail(1)
-    first = first.with_columns(place=pl.lit(ends[0]), mean=1.0, std=pl.when(pl.col("std").is_not_null()).then(0.0))
-    steps = pl.concat([first, curve, last.with_columns(place=pl.lit(ends[1]))])
+    first = first.with_columns(
+        place=pl.lit(ends[0], pl.Float64), mean=1.0, std=pl.when(pl.col("std").is_not_null()).then(0.0)
+    )
+    steps = pl.concat([first, curve, last.with_columns(place=pl.lit(ends[1], pl.Float64))])
     places, mean = steps["place"].to_numpy(), steps["mean"].to_numpy()
     axes.plot(
         places, mean, stroke.line, drawstyle="steps-post", color=stroke.colour, linewidth=stroke.width, label=label
@@ -44,11 +46,31 @@ def plot_share_above(axes: Axes, curve: pl.DataFrame, stroke: Stroke, *, ends: t
 
 
 def mark_median(axes: Axes, values: pl.Series, stroke: Stroke, *, infinite: float) -> None:
-    """Mark the median where the curve falls below one half; an infinite one stands at the place `infinite`."""
+    """Mark the median where the curve falls below one half; an infinite one stands at the place `infinite`.
+
+    Markers get smaller, so that equal medians are seen inside each other.
+    """
     median = median_of(values)
-    if median is not None:
-        place = infinite if math.isinf(median) else median
-        axes.plot(place, 0.5, stroke.marker, color=stroke.colour, markerfacecolor="white", markersize=4.5, zorder=3)
+    if median is None:
+        return
+    place = infinite if math.isinf(median) else median
+    size = max(7 - 2 * sum(line.get_label() == "_median" for line in axes.lines), 3)
+    axes.plot(
+        place,
+        0.5,
+        stroke.marker,
+        color=stroke.colour,
+        markerfacecolor="white",
+        markersize=size,
+        zorder=3,
+        label="_median",
+    )
+
+
+def fix_shares(axes: Axes) -> None:
+    """Show shares from 0 to 1, whatever is drawn."""
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks((0, 0.25, 0.5, 0.75, 1))
 
 
 def median_of(values: pl.Series) -> float | None:

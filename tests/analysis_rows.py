@@ -84,6 +84,7 @@ def add_everything(store: ResultStore, config: RunConfig, groups: tuple[str, ...
     add_finished(store, config, groups)
     add_rewinding(store, config, groups)
     add_retraining(store, config, groups)
+    add_critical_units(store, config)
 
 
 def epoch_rows(config: RunConfig) -> list[dict]:

@@ -330,14 +330,15 @@ def test_the_command_draws_names_and_indexes_every_figure(store, tmp_path, monke
     printed = capsys.readouterr()
     assert printed.err == ""
     stems = [f"{name}-digits-resnet9" for name in ("learning_curves", "figure1", "figure2")]
-    stems += ["figure3-digits", "criticality-digits", "figure4-digits-resnet9"]
+    stems += ["figure3-digits", "criticality-digits"]
+    stems += [f"{name}-digits-resnet9" for name in ("figure4", "figure5", "figure5_clean_split", "shared_units")]
     files = [f"figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
     assert printed.out.splitlines() == [*files, "figures/index.md"]
     assert sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "figures").iterdir()) == sorted(
         [*files, "figures/index.md"]
     )
     index = (tmp_path / "figures" / "index.md").read_text()
-    assert "6 figures from 2 finished runs in `results`." in index
+    assert "9 figures from 2 finished runs in `results`." in index
     for stem in stems:
         assert f"![{stem}]({stem}.png)" in index
         assert f"[PDF]({stem}.pdf)" in index
@@ -352,7 +353,7 @@ def test_drawing_the_same_results_twice_gives_the_same_bytes(store, tmp_path):
         add_everything(store, make_config(seed=seed), groups=("stem", "head"))
     first, _ = draw_figures(load_tables(store), tmp_path / "a")
     second, _ = draw_figures(load_tables(store), tmp_path / "b")
-    assert len(first) == 13
+    assert len(first) == 19
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
@@ -392,9 +393,9 @@ def test_figures_without_rows_are_skipped_by_name_with_what_to_run(store, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
     tables = {"figure1": "gradients", "figure2": "gradients", "figure3": "rewinding", "criticality": "rewinding"}
+    tables |= {"figure4": "retraining", "figure5": "critical_units", "shared_units": "removed_units"}
     assert capsys.readouterr().err.splitlines() == [
-        f"{name} skipped: no rows in table {table}; run python sweeps/full_paper.py"
-        for name, table in {**tables, "figure4": "retraining"}.items()
+        f"{name} skipped: no rows in table {table}; run python sweeps/full_paper.py" for name, table in tables.items()
     ]
     assert main(["--results", str(tmp_path / "results"), "--only", "figure2"]) == 1
     assert f"run python sweeps/full_paper.py --results {tmp_path / 'results'}\n" in capsys.readouterr().err
@@ -416,7 +417,7 @@ def test_nothing_to_draw_is_status_1_with_the_reason_and_the_failed_runs_are_lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "figure5"], "figure 'figure5' is not known; did you mean 'figure4'?"),
+        (["--only", "figure6"], "figure 'figure6' is not known; did you mean 'figure5'?"),
         (["--gradient-epochs", "20", "15"], "--gradient-epochs is 20 15; give the first and the last epoch"),
         (["--results", "nowhere"], "there are no results at nowhere; run python sweeps/full_paper.py"),
         (["--figures", "taken"], "cannot write figures to taken (File exists); give another folder with --figures."),
