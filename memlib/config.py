@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from memlib.errors import InputError, unknown
 
 Augmentation = Literal["crop", "flip", "autoaugment"]
+DropoutKind = Literal["none", "example_tied", "standard", "channel", "sparse"]
 NoiseKind = Literal["symmetric", "asymmetric"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "triangular", "one_cycle"]
@@ -246,6 +247,12 @@ def _convert_scalar(value: object, hint: type, path: str) -> object:
     if not isinstance(value, hint) or isinstance(value, bool):
         raise InputError(f"setting {path} is {value!r}; give a value of type {hint.__name__}.")
     return value
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise InputError unless `value` lies in (0, 1]."""
+    if not 0 < value <= 1:
+        raise InputError(f"{name} is {value}; give a share in (0, 1], e.g. 0.2.")
 
 
 def _at_least(name: str, value: int | None, smallest: int) -> None:
