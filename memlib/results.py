@@ -90,6 +90,14 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         accuracy=pa.float64(),
         n=pa.int64(),
     ),
+    "dropout": _schema(
+        mode=pa.string(),  # tied, scaled, dropped; plain: a control dropout, evaluated as usual
+        batchnorm=pa.string(),  # running statistics: final, or recalibrated in this mode on the training images
+        rescaled=pa.bool_(),  # generalization neurons times (p_gen + p_mem) / p_gen, as in the release
+        split=pa.string(),  # under tied masks there is no test
+        accuracy=pa.float64(),
+        n=pa.int64(),
+    ),
     "units": _schema(  # one row a unit of work on a finished run
         experiment=pa.string(),  # the table it writes
         settings=pa.string(),  # what it is about, JSON

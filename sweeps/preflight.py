@@ -9,9 +9,9 @@ from memlib.config import RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
 from memlib.layer_groups import layer_groups
-from memlib.models import build_model, check_model_name
+from memlib.models import check_model_name
 from memlib.results import ResultStore
-from memlib.runs import check_same_images, prepare_data
+from memlib.runs import build_network, check_same_images, prepare_data
 
 DISK_RESERVE = 1.1  # ask for this much more than estimated
 
@@ -45,10 +45,8 @@ def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store
         check_same_images(run, datasets[dataset_key(run)], store)
     for run in runs:
         prepare_data(run, datasets[dataset_key(run)])
-    for run in {(dataset_key(run), run.model): run for run in runs}.values():
-        dataset = datasets[dataset_key(run)]
-        model = build_model(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=run.seed)
-        layer_groups(model)
+    for run in {(dataset_key(run), run.model, run.dropout): run for run in runs}.values():
+        layer_groups(build_network(run, datasets[dataset_key(run)]))
 
 
 def check_disk(store: ResultStore, needed_bytes: int) -> None:

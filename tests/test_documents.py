@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memlib
-from memlib.config import CheckpointConfig, DataConfig, ModelConfig, NoiseConfig, TrainingConfig
+from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
 from memlib.results import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +43,7 @@ def test_every_option_the_readme_names_exists():
         ("data", DataConfig),
         ("noise", NoiseConfig),
         ("model", ModelConfig),
+        ("dropout", DropoutConfig),
         ("training", TrainingConfig),
         ("checkpoints", CheckpointConfig),
     ],
