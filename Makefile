@@ -17,6 +17,7 @@ test: environment
 
 bench: environment
 	$(BIN)/python bench/training.py
+	$(BIN)/python bench/layers.py --ray
 
 environment: .venv/.installed
 

@@ -1,4 +1,4 @@
-"""What one figure shows: the finished runs of one dataset, model and setting, which differ in the seed alone."""
+"""What one figure shows: finished runs that differ in the seed alone, of one model or of several side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import polars as pl
 
 from memlib.config import short_hash
 
+GROUP = ("group_index", "group")  # what names a layer group, sorted by depth
 _KEY = ("dataset", "model", "setting")
 _LONGEST_STEM = 120  # characters; file systems stop at 255 bytes
 
@@ -33,9 +34,41 @@ class Cell:
         """Return dataset, model and setting in words."""
         return ", ".join(part for part in (self.dataset, self.model, self.setting) if part)
 
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Return the cell alone, as a comparison returns its cells."""
+        return (self,)
+
     def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the cell's rows of a frame that carries dataset, model and setting."""
-        return frame.filter(pl.all_horizontal(pl.col(key) == getattr(self, key) for key in _KEY))
+        return frame.filter(dataset=self.dataset, model=self.model, setting=self.setting)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cells of one dataset and setting, one a model: what a figure across models shows side by side.
+
+    stem: names the comparison in file names; unique among the comparisons, on case-insensitive disks too.
+    """
+
+    dataset: str
+    setting: str
+    stem: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        """Return dataset and setting in words, and the model where there is only one."""
+        return self.cells[0].title if len(self.cells) == 1 else ", ".join(filter(None, (self.dataset, self.setting)))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the models, in the order of their columns."""
+        return tuple(cell.model for cell in self.cells)
+
+    def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows of all its cells."""
+        return frame.filter(dataset=self.dataset, setting=self.setting)
 
 
 def find_cells(runs: pl.DataFrame) -> tuple[Cell, ...]:
@@ -43,6 +76,14 @@ def find_cells(runs: pl.DataFrame) -> tuple[Cell, ...]:
     keys = runs.select(_KEY).unique().sort(_KEY).rows()
     stems = _unique_stems([[part for part in key if part] for key in keys])
     return tuple(Cell(*key, stem=stem) for key, stem in zip(keys, stems, strict=True))
+
+
+def find_comparisons(cells: Sequence[Cell]) -> tuple[Comparison, ...]:
+    """Return the comparisons the cells form, sorted by dataset and setting; every cell is in one."""
+    keys = sorted({(cell.dataset, cell.setting) for cell in cells})
+    members = [tuple(cell for cell in cells if (cell.dataset, cell.setting) == key) for key in keys]
+    stems = _unique_stems([[part for part in key if part] for key in keys])
+    return tuple(Comparison(*key, stem, chosen) for key, stem, chosen in zip(keys, stems, members, strict=True))
 
 
 def over_seeds(rows: pl.DataFrame, *, by: Sequence[str], value: str) -> pl.DataFrame:

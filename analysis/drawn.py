@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import polars as pl
 from matplotlib.figure import Figure
 
-from analysis.cells import Cell
-from analysis.load import Results
+from analysis.cells import Cell, Comparison
 from memlib.errors import InputError
 
 
@@ -60,6 +60,7 @@ class Skipped:
 
 
 Outcome = Drawn | Skipped
+Part = TypeVar("Part", Cell, Comparison)
 
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:
@@ -67,19 +68,26 @@ def source_of(table: str, rows: pl.DataFrame) -> Source:
     return Source(table, rows.height, rows["run_id"].n_unique(), tuple(rows["seed"].unique().sort()))
 
 
-def draw_each_cell(
-    name: str, table: str, results: Results, draw_cell: Callable[[str, Cell, pl.DataFrame], Outcome]
+def draw_each(
+    name: str,
+    rows: pl.DataFrame,
+    parts: Sequence[Part],
+    draw_part: Callable[[str, Part, pl.DataFrame], Outcome],
+    *,
+    missing: str | None,
 ) -> Iterator[Outcome]:
-    """Yield what `draw_cell` makes of each cell's rows of `table`, given that figure's name.
+    """Yield what `draw_part` makes of the rows of each part (a cell or a comparison), given that figure's name.
 
-    A cell, or all of them, without rows is skipped with the command that makes them.
+    missing: the reason a cell, or all of them, without rows is skipped; with None it is passed over.
     """
-    rows = results.table(table)
-    reason = f"no rows in table {table}; run {results.command}"
+    if rows.is_empty() and missing:
+        yield Skipped(name, missing)
     if rows.is_empty():
-        yield Skipped(name, reason)
         return
-    for cell in results.cells:
-        chosen = cell.rows(rows)
-        full_name = f"{name}-{cell.stem}"
-        yield Skipped(full_name, reason) if chosen.is_empty() else draw_cell(full_name, cell, chosen)
+    for part in parts:
+        chosen = part.rows(rows)
+        if not chosen.is_empty():
+            yield draw_part(f"{name}-{part.stem}", part, chosen)
+        for cell in part.cells:
+            if missing and cell.rows(chosen).is_empty():
+                yield Skipped(f"{name}-{cell.stem}", missing)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from analysis import gradients, learning_curves
+from analysis import criticality, gradients, learning_curves, retraining, rewinding, rewinding_sets
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
@@ -23,11 +23,17 @@ from memlib.results import open_results
 
 FigureFunction = Callable[[Results, Options], Iterator[Outcome]]
 
-# A new figure is one function and one line here; names are lower case without "-", file names start with them.
+# A new figure is one function and one line here; names are lower case without "-". File names start with them:
+# NAME-digits-resnet9, and NAME_VARIANT-digits-resnet9 where a figure has variants.
 FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("learning_curves", learning_curves.draw),
     ("figure1", gradients.draw_norms),
     ("figure2", gradients.draw_cosines),
+    ("figure3", rewinding.draw),
+    ("criticality", criticality.draw),
+    ("rewinding_sets", rewinding_sets.draw),
+    ("figure4", retraining.draw),
+    ("figure4_control", retraining.draw_control),
 )
 
 
@@ -118,7 +124,10 @@ def _open_folder(folder: Path) -> list[Section]:
 
 
 def _figure_of(section: Section) -> str:
-    return section.name.split("-")[0]
+    """Return the name in FIGURES, the longest that fits: figure3_recalibrated-digits is a figure3."""
+    head = section.name.split("-")[0]
+    fitting = [name for name, _ in FIGURES if f"{head}_".startswith(f"{name}_")]
+    return max(fitting, key=len, default="")
 
 
 def _place_of(section: Section) -> int:

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.captions import count, spread_over
-from analysis.cells import Cell, over_seeds
-from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each_cell, source_of
+from analysis.cells import GROUP, Cell, over_seeds
+from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
+from analysis.means import plot_means
 from analysis.style import (
     DIVERGING,
     MISSING,
@@ -31,7 +32,6 @@ from analysis.style import (
     use_log_scale,
 )
 
-_GROUP = ["group_index", "group"]
 _NORMS = {"clean": "clean C", "noisy": "noisy N", "total": "C + N"}
 _DODGE = 0.14  # of the distance between two groups, so that error bars stand side by side
 
@@ -39,12 +39,13 @@ _DODGE = 0.14  # of the distance between two groups, so that error bars stand si
 def draw_norms(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield Figure 1, one a cell: the gradient norms of C, N and C + N per layer group."""
     first, last = options.gradient_epochs
-    return draw_each_cell("figure1", "gradients", results, partial(_draw_norms, first=first, last=last))
+    draw_cell = partial(_draw_norms, first=first, last=last)
+    return draw_each("figure1", results.gradients, results.cells, draw_cell, missing=results.missing("gradients"))
 
 
 def draw_cosines(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield Figure 2, one a cell: the cosine of C and N per layer group and epoch."""
-    return draw_each_cell("figure2", "gradients", results, _draw_cosines)
+    return draw_each("figure2", results.gradients, results.cells, _draw_cosines, missing=results.missing("gradients"))
 
 
 def _draw_norms(name: str, cell: Cell, rows: pl.DataFrame, *, first: int, last: int) -> Outcome:
@@ -77,15 +78,15 @@ def _covers(rows: pl.DataFrame, window: pl.DataFrame, n_epochs: int) -> bool:
 
 def _normalized(window: pl.DataFrame, norm: str) -> pl.DataFrame:
     per_parameter = pl.col(norm) / pl.col("n_parameters").sqrt()
-    runs = window.group_by("run_id", *_GROUP, maintain_order=True).agg(norm=per_parameter.mean())
-    return over_seeds(runs, by=_GROUP, value="norm")
+    runs = window.group_by("run_id", *GROUP, maintain_order=True).agg(norm=per_parameter.mean())
+    return over_seeds(runs, by=GROUP, value="norm")
 
 
 def _compare(norms: dict[str, pl.DataFrame]) -> str:
     if not {"clean", "noisy"} <= norms.keys():
         missing = "noisy" if "clean" in norms else "clean"
         return f"The {missing} examples' gradient is zero."
-    both = norms["clean"].join(norms["noisy"], on=_GROUP, suffix="_noisy").filter(pl.col("mean") > 0)
+    both = norms["clean"].join(norms["noisy"], on=GROUP, suffix="_noisy").filter(pl.col("mean") > 0)
     both = both.with_columns(ratio=pl.col("mean_noisy") / pl.col("mean")).sort("ratio", maintain_order=True)
     low, high = both.row(0, named=True), both.row(-1, named=True)
     return (
@@ -101,7 +102,8 @@ def _plot_norms(title: str, norms: dict[str, pl.DataFrame]) -> Figure:
         figure = new_figure(title, height=3)
         axes = figure.subplots()
         for place, (kind, norm) in enumerate(norms.items()):
-            _plot_norm(axes, kind, norm, shift=(place - (len(norms) - 1) / 2) * _DODGE)
+            places = np.arange(norm.height) + (place - (len(norms) - 1) / 2) * _DODGE
+            plot_means(axes, places, norm, STROKES[kind], label=_NORMS[kind])
         every = pl.concat(norms.values())
         use_log_scale(axes, [*every["mean"], *(every["mean"] + every["std"].fill_null(0))])
         label_groups(axes, groups)
@@ -111,22 +113,8 @@ def _plot_norms(title: str, norms: dict[str, pl.DataFrame]) -> Figure:
     return figure
 
 
-def _plot_norm(axes: Axes, kind: str, norm: pl.DataFrame, *, shift: float) -> None:
-    stroke = STROKES[kind]
-    axes.errorbar(
-        np.arange(norm.height) + shift,
-        norm["mean"].to_numpy(),
-        yerr=norm["std"].fill_null(0).to_numpy(),
-        fmt=stroke.marker + stroke.line,
-        color=stroke.colour,
-        elinewidth=0.8,
-        capsize=1.5,
-        label=_NORMS[kind],
-    )
-
-
 def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
-    cosines = over_seeds(rows, by=[*_GROUP, "epoch"], value="cosine")
+    cosines = over_seeds(rows, by=[*GROUP, "epoch"], value="cosine")
     if cosines.is_empty():
         return Skipped(name, "every cosine in table gradients is null; set noise.fraction above 0 and train again")
     source = source_of("gradients", rows)
@@ -139,7 +127,7 @@ def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
         f"{count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in {lowest['group']}, "
         f"epoch {lowest['epoch']}."
     )
-    figure = _plot_cosines(cell.title, rows.select(_GROUP).unique().sort(_GROUP), rows["epoch"].unique(), cosines)
+    figure = _plot_cosines(cell.title, rows.select(GROUP).unique().sort(GROUP), rows["epoch"].unique(), cosines)
     return Drawn(figure, name, f"Figure 2, cosine of clean and noisy gradient: {cell.title}", caption, source)
 
 
@@ -170,7 +158,7 @@ def _plot_cosines(title: str, groups: pl.DataFrame, epochs: pl.Series, cosines: 
 
 def _as_grid(groups: pl.DataFrame, epochs: pl.Series, cosines: pl.DataFrame) -> np.ndarray:
     """Return mean cosines, groups by epochs from the first to the last, NaN where there is none."""
-    numbered = cosines.join(groups.with_row_index("row"), on=_GROUP)
+    numbered = cosines.join(groups.with_row_index("row"), on=GROUP)
     every_epoch = np.sort(epochs.to_numpy())
     grid = np.full((groups.height, every_epoch[-1] - every_epoch[0] + 1), np.nan)
     grid[numbered["row"].to_numpy(), numbered["epoch"].to_numpy() - every_epoch[0]] = numbered["mean"].to_numpy()

@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 
 from analysis.captions import mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
-from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each_cell, source_of
+from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
+from analysis.means import SPLITS, plot_mean
 from analysis.style import STROKES, house_style, label_epochs, new_figure, place_legend, use_log_scale
 
-SPLITS = ("clean", "noisy", "test")
 _MEMORIZED = (0.5, 0.95)  # accuracies on noisy examples whose epoch the caption names
 
 
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield accuracy and loss per epoch on clean, noisy and test examples, one figure a cell."""
-    return draw_each_cell("learning_curves", "epochs", results, _draw_cell)
+    return draw_each("learning_curves", results.epochs, results.cells, _draw_cell, missing=results.missing("epochs"))
 
 
 def _draw_cell(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
@@ -62,12 +62,8 @@ def _is_wide(values: np.ndarray) -> bool:
 def _plot_curves(axes: Axes, curves: pl.DataFrame) -> None:
     for split in SPLITS:
         curve = curves.filter(pl.col("split") == split)
-        stroke, mean, std = STROKES[split], curve["mean"].to_numpy(), curve["std"].fill_null(0).to_numpy()
-        if curve.is_empty():
-            continue
-        epochs = curve["epoch"].to_numpy()
-        axes.plot(epochs, mean, stroke.line, color=stroke.colour, label=split)
-        axes.fill_between(epochs, mean - std, mean + std, color=stroke.colour, alpha=0.2, linewidth=0)
+        if not curve.is_empty():
+            plot_mean(axes, curve, x="epoch", stroke=STROKES[split], label=split)
 
 
 def _name_memorization(accuracy: pl.DataFrame) -> str:

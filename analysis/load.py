@@ -9,12 +9,13 @@ from functools import cached_property
 
 import polars as pl
 
-from analysis.cells import Cell, find_cells
+from analysis.cells import Cell, Comparison, find_cells, find_comparisons
 from analysis.settings import label_settings
 from memlib.results import ResultStore
 
 _COMMAND = "python sweeps/full_paper.py"
 _DEFAULT_RESULTS = "results"
+_SEVERAL_UNITS = ("retraining",)  # a run may have rows of several units of work on the same group
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class Results:
 
     runs: finished runs, with `setting`: what sets a run apart from others of its dataset and model.
     failed: the runs that failed, likewise, each with its error.
-    Every other table holds the rows of finished runs, with their dataset, model, seed and setting.
+    Every other table holds the rows of finished runs, with their dataset, model, seed and setting; `unit_id` is
+    kept only where a run may have rows of several units on the same subject.
     """
 
     store: ResultStore
@@ -36,6 +38,11 @@ class Results:
         """The groups of finished runs that may be averaged."""
         return find_cells(self.runs)
 
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The cells that figures across models show side by side."""
+        return find_comparisons(self.cells)
+
     @property
     def epochs(self) -> pl.DataFrame:
         """Accuracy and loss per epoch and split."""
@@ -45,11 +52,6 @@ class Results:
     def gradients(self) -> pl.DataFrame:
         """Norms and cosine of the clean and the noisy gradient per epoch and layer group."""
         return self.table("gradients")
-
-    @property
-    def examples(self) -> pl.DataFrame:
-        """Prediction, margin and loss per example; one row an example and run, so possibly millions."""
-        return self.table("examples")
 
     @property
     def location(self) -> str:
@@ -62,6 +64,11 @@ class Results:
         if self.location == _DEFAULT_RESULTS:
             return _COMMAND
         return f"{_COMMAND} --results {shlex.quote(self.location)}"
+
+    def missing(self, table: str, kind: str = "") -> str:
+        """Return why there is no figure of a table without rows, or without rows of one kind, and what to run."""
+        which = f" {kind}" if kind and not self.table(table).is_empty() else ""
+        return f"no rows{which} in table {table}; run {self.command}"
 
     def table(self, name: str) -> pl.DataFrame:
         """Return the finished runs' rows of a result table, with their dataset, model, seed and setting."""
@@ -84,5 +91,7 @@ def _with_setting(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _read(store: ResultStore, table: str) -> pl.DataFrame:
-    arrow = store.read(table).drop_columns(["unit_id"])
+    arrow = store.read(table)
+    if table not in _SEVERAL_UNITS:
+        arrow = arrow.drop_columns(["unit_id"])
     return typing.cast(pl.DataFrame, pl.from_arrow(arrow, rechunk=False))

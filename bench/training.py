@@ -10,18 +10,15 @@ rate that the convolutions' FLOPs amount to. `--save` keeps the rows in bench/re
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timing import matrix_rate, save, time_in_turn
 from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -39,7 +36,6 @@ SHAPE = (3, 32, 32)
 BATCHES_AN_EPOCH = 4  # of the obvious way's loader
 PASSES = {"(a)": 5, "(b)": 3, "(c)": 7, "(d)": 5}  # forward 1, each backward 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RESULTS = Path(__file__).parent / "results" / "training.json"
 
 
 class PilImages(Dataset):
@@ -124,29 +120,6 @@ def obvious(data: tuple[Tensor, Tensor, Tensor], device: torch.device) -> Callab
     return step
 
 
-def time_in_turn(
-    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Return the seconds of each step, all ways in turn in every round, after one round of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(rounds + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_ > 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return FLOP/s of a square matrix product on random data: the floor that FLOPs are held against."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / min(statistics.median(s) for s in time_in_turn({"x": lambda: a @ b}, 5, device).values())
-
-
 def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str, float]]:
     """Return the operations of a step with their shares of its time, largest first."""
     step()
@@ -200,9 +173,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--save", action="store_true", help=f"keep the rows in {RESULTS.relative_to(RESULTS.parents[2])}"
-    )
+    parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/training.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -216,16 +187,7 @@ def main() -> None:
     print("matrix rates:", ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in measured["matrix_rates"].items()))
     print("ours by operation:", ", ".join(f"{name} {share:.0%}" for name, share in measured["profile"]))
     if options.save:
-        facts = {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "device": str(device),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "threads": options.threads,
-            "batch": options.batch,
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**facts, **measured}, indent=2) + "\n")
+        save("training", measured, device, batch=options.batch)
 
 
 if __name__ == "__main__":

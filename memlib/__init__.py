@@ -5,6 +5,9 @@ loaded when it is first used.
 
 - Whose gradient moves which layer? `split_gradients`, `summarize_groups`
 - What are a network's layer groups? `layer_groups`
+- Which of them can go back in time? `rewinding_accuracies`, `rewind`, `Measurement`
+- Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
+- Can memorization be confined, and removed? `tie`, `ExampleTiedDropout`, `set_mode`, `dropout_mode`, `prune`, `recalibrate`
 - Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - What does the model predict, and by what margin? `predict`, `accuracy`
 - One training run, with all of it: `perform_run`, `train`
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from memlib.errors import InputError as InputError
     from memlib.evaluation import accuracy as accuracy
     from memlib.evaluation import predict as predict
+    from memlib.example_tied_dropout import ExampleTiedDropout as ExampleTiedDropout
+    from memlib.example_tied_dropout import dropout_mode as dropout_mode
+    from memlib.example_tied_dropout import set_mode as set_mode
+    from memlib.example_tied_dropout import tie as tie
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
     from memlib.label_noise import add_label_noise as add_label_noise
@@ -31,19 +38,30 @@ if TYPE_CHECKING:
     from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
     from memlib.layer_groups import layer_groups as layer_groups
     from memlib.models import build_model as build_model
+    from memlib.pruning import prune as prune
+    from memlib.recalibration import recalibrate as recalibrate
     from memlib.results import create_results as create_results
     from memlib.results import open_results as open_results
+    from memlib.retraining import Retraining as Retraining
+    from memlib.retraining import retrain as retrain
+    from memlib.rewinding import Measurement as Measurement
+    from memlib.rewinding import rewind as rewind
+    from memlib.rewinding import rewinding_accuracies as rewinding_accuracies
     from memlib.runs import perform_run as perform_run
     from memlib.training import train as train
 
 _HOMES = {
+    "ExampleTiedDropout": "example_tied_dropout",
     "InputError": "errors",
+    "Measurement": "rewinding",
+    "Retraining": "retraining",
     "RunConfig": "config",
     "accuracy": "evaluation",
     "add_label_noise": "label_noise",
     "build_config": "config",
     "build_model": "models",
     "create_results": "results",
+    "dropout_mode": "example_tied_dropout",
     "flip_labels": "label_noise",
     "flip_labels_in_pairs": "label_noise",
     "layer_groups": "layer_groups",
@@ -51,8 +69,15 @@ _HOMES = {
     "open_results": "results",
     "perform_run": "runs",
     "predict": "evaluation",
+    "prune": "pruning",
+    "recalibrate": "recalibration",
+    "retrain": "retraining",
+    "rewind": "rewinding",
+    "rewinding_accuracies": "rewinding",
+    "set_mode": "example_tied_dropout",
     "split_gradients": "gradient_accounting",
     "summarize_groups": "gradient_accounting",
+    "tie": "example_tied_dropout",
     "train": "training",
 }
 

@@ -20,7 +20,7 @@ from timm.models import group_parameters
 from torch import nn
 from torchvision.models import ResNet
 
-from memlib.errors import InputError
+from memlib.errors import InputError, unknown
 
 RESNET_PREFIXES = {
     "stem": ["conv1", "bn1"],
@@ -63,6 +63,13 @@ def layer_groups(model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None 
     for buffer, _ in model.named_buffers():
         buffers[owner[_closest(buffer, names)]].append(buffer)
     return LayerGroups(parameters, {group: tuple(members) for group, members in buffers.items()})
+
+
+def check_groups(chosen: Iterable[str], names: Sequence[str]) -> None:
+    """Raise InputError listing the layer groups `names` if one of `chosen` is not among them."""
+    for name in chosen:
+        if name not in names:
+            raise unknown("layer group", name, names)
 
 
 def _declared_groups(model: nn.Module, names: list[str]) -> dict[str, tuple[str, ...]]:

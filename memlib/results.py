@@ -10,7 +10,7 @@ the newest compact file, so no row is ever read twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,21 +143,24 @@ class ResultStore:
             raise InputError(f"table {table!r}: columns {odd} are missing or not declared.")
         self.storage.write(f"{table}/{unit_id}.parquet", _to_parquet(rows.select(schema.names).cast(schema)))
 
-    def read(self, table: str) -> pa.Table:
+    def read(self, table: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all rows of a table with its declared schema; no rows if nothing was written yet.
+
+        `columns` reads only those, which saves time and memory on large tables.
 
         Raises:
             InputError: a file is damaged or of another schema version; the message names it.
         """
         schema = _schema_of(table)
-        pieces, seen = [], set()
+        wanted = list(columns or schema.names)
+        pieces, seen = [schema.empty_table().select(wanted)], set()
         for name in self._newest_first(table):
-            rows, units = self._read_file(table, name)
+            rows, units = self._read_file(table, name, [*dict.fromkeys(["unit_id", *wanted])])
             if seen & units:
                 rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
             seen |= units
-            pieces.append(rows)
-        return pa.concat_tables(pieces) if pieces else schema.empty_table()
+            pieces.append(rows.select(wanted))
+        return pa.concat_tables(pieces)
 
     def units(self, table: str) -> set[str]:
         """Return the ids of the units that have written to `table`; raises like `read`."""
@@ -168,7 +171,7 @@ class ResultStore:
 
     def finished_runs(self) -> set[str]:
         """Return the ids of the runs whose row says `done` (failed ones are wanted again); raises like `read`."""
-        runs = self.read("runs")
+        runs = self.read("runs", columns=["run_id", "status"])
         return set(runs.filter(pc.field("status") == "done")["run_id"].to_pylist())
 
     def compact(self) -> dict[str, int]:
@@ -205,12 +208,13 @@ class ResultStore:
         metadata = self._open(table, name).schema_arrow.metadata or {}
         return set(json.loads(metadata[_UNITS_KEY]))
 
-    def _read_file(self, table: str, name: str) -> tuple[pa.Table, set[str]]:
+    def _read_file(self, table: str, name: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
         file = self._open(table, name)
+        schema = pa.schema([_schema_of(table).field(column) for column in columns], _schema_of(table).metadata)
         metadata = file.schema_arrow.metadata or {}
         units = set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {name.removesuffix(".parquet")}
         try:
-            return file.read().cast(_schema_of(table)), units
+            return file.read(columns=columns).cast(schema), units
         except (pa.ArrowInvalid, ValueError) as error:
             where = f"{self.storage.location}/{table}/{name}"
             raise InputError(f"result file {where} does not have the columns of table {table!r}: {error}.") from error

@@ -24,10 +24,10 @@ from memlib.batches import model_inputs, split_order, steps_per_epoch
 from memlib.checkpoints import check_state
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
-from memlib.layer_groups import LayerGroups, layer_groups
+from memlib.layer_groups import LayerGroups, check_groups, layer_groups
 from memlib.precision import exact_float32
 from memlib.prefixes import State, Suffix, cut_before, run_prefix
-from memlib.rewinding import CHUNK_SIZE, Examples, check_groups, check_splits, rewind
+from memlib.rewinding import CHUNK_SIZE, Examples, check_splits, rewind
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream, stream
 from memlib.training import Diverged
@@ -91,7 +91,7 @@ def retrain(
     """
     how = how or Retraining()
     groups = how.groups or layer_groups(model)
-    check_groups(chosen, groups)
+    check_groups(chosen, groups.names)
     check_state(model, model.state_dict(), where="of the final model")
     check_splits({"train_on": train_on, **splits})
     reset = rewind(model, earlier, chosen, groups=groups, buffers=True)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from memlib.batches import model_inputs
 from memlib.checkpoints import check_state
 from memlib.config import Precision
-from memlib.errors import InputError, unknown
+from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import BatchNorm
-from memlib.layer_groups import LayerGroups, layer_groups
+from memlib.layer_groups import LayerGroups, check_groups, layer_groups
 from memlib.precision import autocast, exact_float32
 from memlib.prefixes import State, Suffix, cut_before, run_prefix
 from memlib.recalibration import batchnorms, empty_statistics, estimating
@@ -80,7 +80,7 @@ def rewind(
         InputError: a group does not exist, or `earlier` is another architecture's or not finite.
     """
     groups = groups or layer_groups(model)
-    check_groups(chosen, groups)
+    check_groups(chosen, groups.names)
     check_state(model, earlier, where="to rewind to")
     rewound = copy.deepcopy(model)
     rewound.load_state_dict(_changes(earlier, chosen, groups, buffers=buffers), strict=False)
@@ -124,13 +124,6 @@ def rewinding_accuracies(
         return [
             result for split, examples in splits.items() for result in _measure(model, rewound, split, examples, how)
         ]
-
-
-def check_groups(chosen: Iterable[str], groups: LayerGroups) -> None:
-    """Raise InputError listing the layer groups if one of `chosen` is not among them."""
-    for name in chosen:
-        if name not in groups.names:
-            raise unknown("layer group", name, groups.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +201,7 @@ def _check(
     for epoch, state in earlier.items():
         check_state(model, state, where=f"at epoch {epoch}")
     for names in sets:
-        check_groups(names, groups)
+        check_groups(names, groups.names)
     check_splits(splits)
     if how.batchnorm == "recalibrated" and not batchnorms(model):
         raise InputError(

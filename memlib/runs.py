@@ -137,7 +137,7 @@ def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bo
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
     """Raise InputError if finished runs in the store were made from other images under the same name and size."""
-    for run in store.read("runs").select(["status", "config", "data_digest"]).to_pylist():
+    for run in store.read("runs", columns=["status", "config", "data_digest"]).to_pylist():
         made_from = config_from_json(run["config"]).data
         same_source = (made_from.name, made_from.image_size) == (config.data.name, config.data.image_size)
         if run["status"] == "done" and same_source and run["data_digest"] != dataset.digest:
@@ -179,14 +179,15 @@ def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[st
         "noise_fraction": config.noise.fraction,
         "dropout": config.dropout.kind,
         "config": config_to_json(config),
-        "device": None if device is None else _device_name(device),
+        "device": None if device is None else device_name(device),
         "precision": None if device is None else resolve_precision(config.training.precision, device),
         **outcome,
     }
     return table_from_rows("runs", [row])
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return what results call a device, e.g. `cuda: NVIDIA H200`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return f"{device.type}: {name}"
 

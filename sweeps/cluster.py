@@ -18,6 +18,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this environment, not one of uv's making
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": "3",  # a task that needs too much memory fails in the end
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are ours to write
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
 }

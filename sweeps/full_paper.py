@@ -16,13 +16,16 @@ from rich.console import Console
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
 from memlib.errors import InputError
+from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
-from memlib.runs import is_finished
+from memlib.tasks import plan_tasks
+from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, start_ray, stop_ray
-from sweeps.costs import describe_plan
-from sweeps.plan import AXES, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.costs import Place, describe_plan
+from sweeps.plan import AXES, EXPERIMENTS, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
 from sweeps.preflight import check_names, check_runs, load_datasets
-from sweeps.progress import SweepProgress, run_label
+from sweeps.progress import SweepProgress, run_label, task_label
+from sweeps.wanted import ToDo, done_units, still_to_do
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -48,60 +51,83 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
-        wanted = _wanted_runs(options)
-        check_names(wanted)
+        wanted = _wanted(options)
+        check_names(list(wanted))
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
         if store.storage.is_local:
             options.results = store.storage.root  # absolute: trials run in folders of their own
-        finished = store.finished_runs()
-        to_do = [run for run in wanted if not is_finished(run, store, finished)]
-        n_done = len(wanted) - len(to_do)
-        console.print(f"{len(wanted)} runs wanted, {n_done} done, {len(to_do)} to do; results: {options.results}")
-        if not to_do:
+        to_do = still_to_do(wanted, store)
+        _describe_to_do(to_do, len(wanted), options, console)
+        if not to_do.runs and not to_do.tasks:
             console.print("nothing to do: everything is already done.")
             return DONE
-        datasets = load_datasets(to_do, options.data)
-        check_runs(to_do, datasets, store)
+        datasets = load_datasets([*to_do.runs, *(task.run for task in to_do.tasks)], options.data)
+        names = check_runs(to_do.runs, datasets, store)
+        planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
+        done = done_units(store)
+        later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
         capacity = capacity or start_ray(options.address)
-        describe_plan(to_do, datasets, capacity, store, console)
-        return DONE if options.dry_run else _perform(to_do, datasets, capacity, options, console)
+        describe_plan(to_do, later, datasets, Place(capacity, store, console))
+        return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
     finally:
         stop_ray()
 
 
+def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
+    n_runs, n_units = len(to_do.runs), sum(len(task.units) for task in to_do.tasks)
+    units = f", {n_units} units of experiments to do on those" if n_units else ""
+    console.print(
+        f"{n_wanted} runs wanted, {n_wanted - n_runs} done{units}, {n_runs} to do; results: {options.results}"
+    )
+
+
 def _perform(
-    runs: list[RunConfig],
+    to_do: ToDo,
+    later: Mapping[RunConfig, list[Task]],
     datasets: Mapping[str, Dataset],
     capacity: Capacity,
     options: argparse.Namespace,
     console: Console,
 ) -> int:
-    from sweeps.training_runs import train_runs  # Ray is imported only after its environment is set
+    # Ray is imported only after its environment is set
+    from sweeps.object_store import put_images
+    from sweeps.training_runs import Watcher, train_runs
+    from sweeps.unit_tasks import TaskPool
 
-    with SweepProgress(runs, console) as progress:
-        failures = train_runs(
-            runs,
-            datasets,
+    images = put_images(datasets)
+    with SweepProgress(to_do.runs, console) as progress:
+        pool = TaskPool(images, options.results, capacity, progress)
+        pool.add(to_do.tasks)
+        failed_runs = train_runs(
+            to_do.runs,
+            images,
             results=options.results,
             capacity=capacity,
-            progress=progress,
+            watcher=Watcher(progress, ended=lambda run: pool.add(later[run]), idle=pool.advance),
             tensorboard=options.tensorboard,
         )
-    for failure in failures:
+        pool.finish()
+    for failure in failed_runs:
         console.print(f"failed: {run_label(failure.run)} ({failure.run.run_id}): {failure.error}")
-    return SOME_FAILED if failures else DONE
+    for failure in pool.failures:
+        console.print(f"failed: {task_label(failure.task)} ({failure.task.run.run_id}): {failure.error}")
+    return SOME_FAILED if failed_runs or pool.failures else DONE
 
 
-def _wanted_runs(options: argparse.Namespace) -> list[RunConfig]:
+def _wanted(options: argparse.Namespace) -> dict[RunConfig, ExperimentsConfig]:
     layers = [parse_setting(text) for text in options.set]
     if options.epochs is not None:
         layers.append({"training": {"epochs": options.epochs}})
     if options.limit is not None:
         layers.append({"data": {"limit": options.limit}})
     axes = {axis: getattr(options, axis) for axis in AXES}
-    return plan_runs(with_axes(load_preset(options.preset), axes), merge(layers))
+    return plan_runs(
+        with_axes(load_preset(options.preset), axes),
+        merge(layers),
+        experiments=EXPERIMENTS if options.experiments is None else options.experiments,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--noise", nargs="+", type=float, metavar="SHARE", help="shares of training labels made wrong, in [0, 1)")
     add("--epochs", type=int, metavar="N", help="epochs of training; other epochs make another run")
     add("--limit", type=int, metavar="N", help="train on a class-balanced subset of N images")
+    add(
+        "--experiments",
+        nargs="*",
+        default=None,
+        metavar="NAME",
+        help=f"only these of {', '.join(EXPERIMENTS)}; none: train only",
+    )
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. training.peak_lr=0.05")
     add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
     add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")

@@ -1,7 +1,8 @@
-"""From a preset and the command line to the runs that are wanted; pure, no Ray, no compute."""
+"""From a preset and the command line to the runs and experiments that are wanted; pure, no Ray, no compute."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 from memlib.config import RunConfig, build_config
 from memlib.errors import InputError, unknown
+from memlib.experiments import ExperimentsConfig
 
+EXPERIMENTS = tuple(field.name for field in dataclasses.fields(ExperimentsConfig))
 AXES = ("datasets", "models", "seeds", "noise")
 AXIS_OPTIONS = {
     "data.name": "--datasets",
@@ -25,8 +28,9 @@ AXIS_OPTIONS = {
 class Preset:
     """What a sweep wants: every combination of the axes, each with its settings.
 
-    settings: nested as in RunConfig, for every run. by_dataset, by_model: the same for the runs of
-    one dataset or model, laid over `settings` in this order.
+    settings: nested as in RunConfig and ExperimentsConfig, for every run; an experiment without a table
+    there is not wanted. by_dataset, by_model: the same for the runs of one dataset or model, laid over
+    `settings` in this order.
     """
 
     datasets: tuple[str, ...]
@@ -83,26 +87,39 @@ def with_axes(preset: Preset, axes: Mapping[str, Sequence[Any] | None]) -> Prese
     return replace(preset, **{axis: tuple(values) for axis, values in axes.items() if values is not None})
 
 
-def plan_runs(preset: Preset, overrides: Mapping[str, Any] | None = None) -> list[RunConfig]:
-    """Return the wanted runs, each once: dataset by dataset, model by model, noise by noise, seed by seed.
+def plan_runs(
+    preset: Preset, overrides: Mapping[str, Any] | None = None, *, experiments: Sequence[str] = EXPERIMENTS
+) -> dict[RunConfig, ExperimentsConfig]:
+    """Return the wanted runs, each once, with the experiments wanted of each.
 
-    `overrides` are settings that win over the preset's; the axes are not among them.
+    Dataset by dataset, model by model, noise by noise, seed by seed. `overrides` are settings that win
+    over the preset's; the axes are not among them. Only the named `experiments` are wanted.
 
     Raises:
-        InputError: a setting is unknown or out of range, or is one of the axes.
+        InputError: a setting is unknown or out of range, or is one of the axes, or an experiment is unknown.
     """
-    for setting, option in AXIS_OPTIONS.items():
-        section, _, key = setting.partition(".")
-        value = (overrides or {}).get(section)
-        if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
-            raise InputError(f"{setting} cannot be given with --set, a sweep has several; use {option}.")
-    runs = {}
+    for name in experiments:
+        if name not in EXPERIMENTS:
+            raise unknown("experiment", name, EXPERIMENTS)
+    _check_no_axis(overrides or {})
+    wanted: dict[str, tuple[RunConfig, ExperimentsConfig]] = {}
     for dataset, model, noise, seed in itertools.product(preset.datasets, preset.models, preset.noise, preset.seeds):
         layers = [preset.settings, preset.by_dataset.get(dataset, {}), preset.by_model.get(model, {}), overrides or {}]
         axes = {"data": {"name": dataset}, "model": {"name": model}, "noise": {"fraction": noise}, "seed": seed}
-        config = build_config(RunConfig, merge([*layers, axes]))
-        runs[config.run_id] = config
-    return list(runs.values())
+        settings = merge([*layers, axes])
+        asked = {name: settings.pop(name) for name in EXPERIMENTS if name in settings}
+        run = build_config(RunConfig, settings)
+        chosen = {name: table for name, table in asked.items() if name in experiments}
+        wanted[run.run_id] = (run, build_config(ExperimentsConfig, chosen))
+    return dict(wanted.values())
+
+
+def _check_no_axis(overrides: Mapping[str, Any]) -> None:
+    for setting, option in AXIS_OPTIONS.items():
+        section, _, key = setting.partition(".")
+        value = overrides.get(section)
+        if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
+            raise InputError(f"{setting} cannot be given with --set, a sweep has several; use {option}.")
 
 
 def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from memlib.config import RunConfig
+from memlib.config import DropoutConfig, ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
 from memlib.layer_groups import layer_groups
@@ -39,14 +39,24 @@ def load_datasets(runs: Sequence[RunConfig], root: Path | None) -> dict[str, Dat
     return {key: load_dataset(d.name, root=root, image_size=d.image_size) for key, d in sources.items()}
 
 
-def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore) -> None:
-    """Raise InputError where a run's settings do not fit its images, or its images not those of finished runs."""
+def check_runs(
+    runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore
+) -> dict[RunConfig, tuple[str, ...]]:
+    """Return the names of each run's layer groups, by depth.
+
+    Raises:
+        InputError: a run's settings do not fit its images, or its images are not those of finished runs.
+    """
     for run in {dataset_key(run): run for run in runs}.values():
         check_same_images(run, datasets[dataset_key(run)], store)
+    names: dict[tuple[str, ModelConfig, DropoutConfig], tuple[str, ...]] = {}
     for run in runs:
-        prepare_data(run, datasets[dataset_key(run)])
-    for run in {(dataset_key(run), run.model, run.dropout): run for run in runs}.values():
-        layer_groups(build_network(run, datasets[dataset_key(run)]))
+        dataset = datasets[dataset_key(run)]
+        prepare_data(run, dataset)
+        key = (dataset_key(run), run.model, run.dropout)
+        if key not in names:
+            names[key] = layer_groups(build_network(run, dataset)).names
+    return {run: names[dataset_key(run), run.model, run.dropout] for run in runs}
 
 
 def check_disk(store: ResultStore, needed_bytes: int) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.text import Text
 
 from memlib.config import RunConfig
+from memlib.units import Task
 
 SECONDS_BETWEEN_LINES = 60.0  # of one run's epochs, where output is not a terminal
 
@@ -29,6 +32,13 @@ class EpochReport:
 def run_label(config: RunConfig) -> str:
     """Return the run's name in messages."""
     return f"{config.data.name} {config.model.name} noise {config.noise.fraction:g} seed {config.seed}"
+
+
+def task_label(task: Task) -> str:
+    """Return the task's name in messages, e.g. `rewinding conv1 of mnist resnet9 noise 0.1 seed 0`."""
+    settings = task.units[0].settings
+    what = "+".join(settings["groups"]) if "groups" in settings else settings.get("group", "")
+    return f"{task.experiment} {what} of {run_label(task.run)}"
 
 
 class SweepProgress:
@@ -48,6 +58,9 @@ class SweepProgress:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._units = Counter[tuple[str, str]]()  # still to do, by experiment and run label
+        self._n_units = self._n_units_ended = 0
+        self._units_bar: TaskID | None = None
 
     def __enter__(self) -> SweepProgress:
         if self._console.is_terminal:
@@ -95,6 +108,37 @@ class SweepProgress:
             self._live.remove_task(self._tasks.pop(run_id))
         self._line(f"{outcome} ({self._left} to go)")
 
+    def tasks_added(self, tasks: Iterable[Task]) -> None:
+        """Count the units of experiments that are now wanted."""
+        for task in tasks:
+            self._units[task.experiment, run_label(task.run)] += len(task.units)
+            self._n_units += len(task.units)
+        self._show_units("waiting")
+
+    def task_ended(self, task: Task, error: str | None) -> None:
+        """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""
+        key = (task.experiment, run_label(task.run))
+        self._units[key] -= len(task.units)
+        self._n_units_ended += len(task.units)
+        self._show_units(task_label(task))
+        if error is not None:
+            self._line(f"failed: {task_label(task)}: {error}")
+        if self._units[key] == 0:
+            left = self._n_units - self._n_units_ended
+            self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
+
+    def _show_units(self, state: str) -> None:
+        if not self._console.is_terminal or self._n_units == 0:
+            return
+        if self._units_bar is None:
+            self._units_bar = self._live.add_task("experiments", total=None, state="", seconds_left=None)
+        self._live.update(
+            self._units_bar,
+            total=self._n_units,
+            completed=self._n_units_ended,
+            state=f"{self._n_units_ended}/{self._n_units} units  {state}",
+        )
+
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
@@ -113,6 +157,6 @@ def _seconds_left(seconds: list[float], epochs: int) -> float | None:
 
 
 class _TimeLeft(ProgressColumn):
-    def render(self, task: Task) -> Text:
+    def render(self, task: rich_progress.Task) -> Text:
         left: Any = task.fields.get("seconds_left")
         return Text("" if left is None else f"{duration(left)} left")

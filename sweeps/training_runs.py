@@ -8,9 +8,7 @@ places the trials and starts again those whose process was lost.
 from __future__ import annotations
 
 import tempfile
-import traceback
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,27 +19,16 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 
 from memlib.config import RunConfig, config_from_json, config_to_json
-from memlib.datasets import Dataset, ImageSet
-from memlib.errors import InputError
 from memlib.results import open_results
 from memlib.runs import perform_run, record_failure
-from memlib.storage import is_disk_full
-from memlib.training import Diverged, EpochRecord
+from memlib.training import EpochRecord
 from sweeps.cluster import Capacity
+from sweeps.failures import RESTARTS, describe_error, record
+from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import EpochReport, SweepProgress
+from sweeps.resources import trial_resources
 from sweeps.scalars import scalar_writer
-
-RESTARTS = 3  # of a trial whose process or node was lost; an error of its own is final
-GPU_SHARE = {"resnet9": 0.25, "vit": 0.5}  # of a card, for the models small enough to share one
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial asks for; `gpu` is a share of a card, 0 for a run on the CPU."""
-
-    cpus: int
-    gpu: float
 
 
 @dataclass(frozen=True)
@@ -52,33 +39,23 @@ class Failure:
     error: str
 
 
-def trial_resources(run: RunConfig, capacity: Capacity, *, n_runs: int) -> Resources:
-    """Return what a run asks for on a cluster with `n_runs` to do.
-
-    On GPUs a small model takes a share of a card and one CPU; without any, the CPUs are divided
-    among the runs, at least one and at most a node's each.
-    """
-    if capacity.gpus:
-        return Resources(1, GPU_SHARE.get(run.model.name, 1.0))
-    return Resources(max(1, min(capacity.cpus // n_runs, capacity.largest_node_cpus)), 0.0)
-
-
 def train_runs(
     runs: Sequence[RunConfig],
-    datasets: Mapping[str, Dataset],
+    images: Mapping[str, ray.ObjectRef],
     *,
     results: str,
     capacity: Capacity,
-    progress: SweepProgress,
+    watcher: Watcher,
     tensorboard: bool = False,
 ) -> list[Failure]:
     """Perform the runs on Ray and return those that failed; each writes its own results.
 
-    datasets: by `dataset_key`. results: the store's location, reachable from every node.
+    images: object store references by `dataset_key`. results: the store's location, reachable from every node.
     """
-    listener = _Listener(runs, results, progress)
-    shared = {key: ray.put(_to_arrays(dataset)) for key, dataset in datasets.items()}
-    trainable = tune.with_parameters(_train_trial, datasets=shared, results=results, tensorboard=tensorboard)
+    if not runs:
+        return []
+    listener = _Listener(runs, results, watcher)
+    trainable = tune.with_parameters(_train_trial, datasets=dict(images), results=results, tensorboard=tensorboard)
 
     def placement(trial: Mapping[str, str]) -> tune.PlacementGroupFactory:
         wanted = trial_resources(config_from_json(trial["config"]), capacity, n_runs=len(runs))
@@ -101,13 +78,26 @@ def train_runs(
     return listener.failures
 
 
-class _Listener(tune.Callback):
-    """Hands what Tune reports to the progress display and collects failures."""
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of what happens to the runs.
 
-    def __init__(self, runs: Sequence[RunConfig], results: str, progress: SweepProgress) -> None:
+    ended: called when a run has ended well. idle: called again and again while runs are under way.
+    """
+
+    progress: SweepProgress
+    ended: Callable[[RunConfig], None] = lambda run: None
+    idle: Callable[[], None] = lambda: None
+
+
+class _Listener(tune.Callback):
+    """Hands what Tune reports to the watcher and collects failures."""
+
+    def __init__(self, runs: Sequence[RunConfig], results: str, watcher: Watcher) -> None:
         self._runs = {run.run_id: run for run in runs}
         self._results = results
-        self._progress = progress
+        self._watcher = watcher
+        self._progress = watcher.progress
         self._errors: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -133,6 +123,11 @@ class _Listener(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         run_id = _run_id(trial)
         self._progress.finished(run_id, self._errors.get(run_id))
+        if run_id not in self._errors:
+            self._watcher.ended(self._runs[run_id])
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        self._watcher.idle()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record a run whose process was lost more often than it is restarted."""
@@ -160,45 +155,13 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
                 shares = {split: result.accuracy for split, result in record.accuracies.items()}
                 tune.report({"epoch": record.epoch, "seconds": record.seconds, "accuracies": shares})
 
-            dataset = _from_arrays(ray.get(datasets[dataset_key(run)]))
+            dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
             perform_run(run, dataset, open_results(results), device=device, on_epoch=report)
     except RayError:  # the node that held the images is gone: try again elsewhere
         raise
     except Exception as error:
-        tune.report({"error": _record(run, results, device, _explain(error))})
-
-
-def _explain(error: Exception) -> str:
-    if is_disk_full(error):
-        return (
-            f"the disk or quota holding the results is full ({error}); free some space and run the same command again"
-        )
-    if isinstance(error, InputError | Diverged):
-        return str(error)
-    return "".join(traceback.format_exception(error)).strip()
+        tune.report({"error": _record(run, results, device, describe_error(error))})
 
 
 def _record(run: RunConfig, results: str, device: torch.device | None, error: str) -> str:
-    """Write the failure where that is possible and return its text; where it is not, the report is all there is."""
-    try:
-        record_failure(run, open_results(results), device=device, error=error)
-    except (InputError, OSError) as refused:
-        return f"{error} (and the failure could not be written to {results}: {refused})"
-    return error
-
-
-def _to_arrays(dataset: Dataset) -> dict[str, Any]:
-    """Return a data set as NumPy arrays, which Ray's object store shares between processes without copying."""
-    splits = {split: vars(getattr(dataset, split)) for split in ("train", "test")}
-    arrays = {split: {name: t.numpy() for name, t in tensors.items()} for split, tensors in splits.items()}
-    return {"name": dataset.name, "class_names": dataset.class_names, **arrays}
-
-
-def _from_arrays(arrays: dict[str, Any]) -> Dataset:
-    with warnings.catch_warnings():
-        # Shared memory is read-only; nothing here writes to images, labels or ids.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        train, test = (
-            ImageSet(**{name: torch.from_numpy(a) for name, a in arrays[split].items()}) for split in ("train", "test")
-        )
-    return Dataset(arrays["name"], train, test, arrays["class_names"])
+    return record(lambda store: record_failure(run, store, device=device, error=error), results, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sweeping import launch
 
 from memlib.config import RunConfig, build_config
 from memlib.datasets import Dataset, load_dataset
@@ -18,7 +19,7 @@ def digits() -> Dataset:
     return Dataset("digits", full.train.take(torch.arange(200)), full.test.take(torch.arange(60)), full.class_names)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run() -> RunConfig:
     """A run of a few seconds on those digits."""
     return build_config(
@@ -31,3 +32,18 @@ def small_run() -> RunConfig:
             "noise": {"fraction": 0.2},
         },
     )
+
+
+@pytest.fixture
+def start():
+    """Starts sweeps that do not outlive their test."""
+    started = []
+
+    def start_one(results, *options):
+        started.append(launch(results, *options))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()

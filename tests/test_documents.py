@@ -10,6 +10,7 @@ import pytest
 
 import memlib
 from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
+from memlib.experiments import RetrainingConfig, RewindingConfig
 from memlib.results import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +20,19 @@ def blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md"])
-def test_the_python_in_a_document_runs_as_it_stands(document, tmp_path):
+@pytest.mark.parametrize(
+    ("document", "printed"),
+    [
+        ("README.md", "'group': 'classifier'"),
+        ("docs/layers.md", "epoch  0: "),
+        ("docs/example_tied_dropout.md", "noisy"),
+    ],
+)
+def test_the_python_in_a_document_runs_as_it_stands(document, printed, tmp_path):
     code = "\n".join(blocks(document, "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "'group': 'classifier'" in done.stdout
+    assert printed in done.stdout
 
 
 def test_every_option_the_readme_names_exists():
@@ -46,6 +54,8 @@ def test_every_option_the_readme_names_exists():
         ("dropout", DropoutConfig),
         ("training", TrainingConfig),
         ("checkpoints", CheckpointConfig),
+        ("rewinding", RewindingConfig),
+        ("retraining", RetrainingConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_default(section, config):
@@ -54,7 +64,7 @@ def test_every_setting_is_documented_with_its_default(section, config):
         row = re.search(rf"^\| `{section}\.{setting.name}` \| `(.*?)` \|", text, flags=re.MULTILINE)
         assert row, f"{section}.{setting.name}"
         default = getattr(config(), setting.name)
-        shown = {None: "none", (): "[]", (0,): "[0]"}.get(default, str(default))
+        shown = "none" if default is None else str(list(default) if isinstance(default, tuple) else default)
         assert row[1] == shown, setting.name
 
 

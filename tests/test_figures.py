@@ -10,7 +10,15 @@ import matplotlib
 import numpy as np
 import polars as pl
 import pytest
-from analysis_rows import RESNET9, add_epochs, add_finished, add_gradients, add_run, make_config
+from analysis_rows import (
+    RESNET9,
+    add_epochs,
+    add_everything,
+    add_finished,
+    add_gradients,
+    add_run,
+    make_config,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -248,7 +256,7 @@ def test_rows_of_failed_runs_are_in_no_figure(store):
     add_run(store, make_config(seed=1), error="out of memory")
     (drawn,) = draw_all(learning_curves.draw, store)
     assert drawn.source.seeds == (0,)
-    assert load_tables(store).examples.is_empty()
+    assert load_tables(store).table("examples").is_empty()
 
 
 # Built in the test: run-time type checks draw random numbers, which a strategy must not.
@@ -315,20 +323,21 @@ def test_mean_and_spread_equal_the_plain_ones_over_what_is_finite(rows):
 
 def test_the_command_draws_names_and_indexes_every_figure(store, tmp_path, monkeypatch, capsys):
     for seed in (0, 1):
-        add_finished(store, make_config(seed=seed), groups=("stem", "head"))
+        add_everything(store, make_config(seed=seed), groups=("stem", "head"))
     add_run(store, make_config(seed=2, noise=0.3), error="loss is not finite in epoch 3;\nlower training.peak_lr")
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     stems = [f"{name}-digits-resnet9" for name in ("learning_curves", "figure1", "figure2")]
+    stems += ["figure3-digits", "criticality-digits", "figure4-digits-resnet9"]
     files = [f"figures/{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
     assert printed.out.splitlines() == [*files, "figures/index.md"]
     assert sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "figures").iterdir()) == sorted(
         [*files, "figures/index.md"]
     )
     index = (tmp_path / "figures" / "index.md").read_text()
-    assert "3 figures from 2 finished runs in `results`." in index
+    assert "6 figures from 2 finished runs in `results`." in index
     for stem in stems:
         assert f"![{stem}]({stem}.png)" in index
         assert f"[PDF]({stem}.pdf)" in index
@@ -340,10 +349,10 @@ def test_the_command_draws_names_and_indexes_every_figure(store, tmp_path, monke
 
 def test_drawing_the_same_results_twice_gives_the_same_bytes(store, tmp_path):
     for seed in (0, 1):
-        add_finished(store, make_config(seed=seed), groups=("stem", "head"))
+        add_everything(store, make_config(seed=seed), groups=("stem", "head"))
     first, _ = draw_figures(load_tables(store), tmp_path / "a")
     second, _ = draw_figures(load_tables(store), tmp_path / "b")
-    assert len(first) == 7
+    assert len(first) == 13
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
@@ -367,7 +376,7 @@ def test_pictures_the_previous_index_named_and_no_longer_drawn_are_removed_and_n
 
 
 def test_only_redraws_what_is_named_and_keeps_the_rest_of_the_index(store, tmp_path):
-    add_finished(store, make_config(seed=0), groups=("stem", "head"))
+    add_everything(store, make_config(seed=0), groups=("stem", "head"))
     folder = tmp_path / "figures"
     draw_figures(load_tables(store), folder)
     index, old = (folder / "index.md").read_text(), (folder / "figure2-digits-resnet9.png").stat().st_mtime_ns
@@ -382,9 +391,10 @@ def test_figures_without_rows_are_skipped_by_name_with_what_to_run(store, tmp_pa
     add_epochs(store, make_config(seed=0))
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
+    tables = {"figure1": "gradients", "figure2": "gradients", "figure3": "rewinding", "criticality": "rewinding"}
     assert capsys.readouterr().err.splitlines() == [
-        f"{name} skipped: no rows in table gradients; run python sweeps/full_paper.py"
-        for name in ("figure1", "figure2")
+        f"{name} skipped: no rows in table {table}; run python sweeps/full_paper.py"
+        for name, table in {**tables, "figure4": "retraining"}.items()
     ]
     assert main(["--results", str(tmp_path / "results"), "--only", "figure2"]) == 1
     assert f"run python sweeps/full_paper.py --results {tmp_path / 'results'}\n" in capsys.readouterr().err
@@ -406,7 +416,7 @@ def test_nothing_to_draw_is_status_1_with_the_reason_and_the_failed_runs_are_lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "figure3"], "figure 'figure3' is not known; did you mean 'figure2'?"),
+        (["--only", "figure5"], "figure 'figure5' is not known; did you mean 'figure4'?"),
         (["--gradient-epochs", "20", "15"], "--gradient-epochs is 20 15; give the first and the last epoch"),
         (["--results", "nowhere"], "there are no results at nowhere; run python sweeps/full_paper.py"),
         (["--figures", "taken"], "cannot write figures to taken (File exists); give another folder with --figures."),
@@ -429,10 +439,11 @@ def test_bad_input_is_status_2_with_one_message(store, tmp_path, monkeypatch, ca
 
 def test_paths_and_colons_in_names_are_drawn_under_safe_file_names(store, tmp_path):
     config = make_config(seed=0, dataset="parquet:/x/y", model="timm:resnet18.a1_in1k")
-    add_finished(store, config, groups=("stem", "head"))
+    add_everything(store, config, groups=("stem", "head"))
     paths, skipped = draw_figures(load_tables(store), tmp_path / "figures")
     assert skipped == []
     assert paths[0].name == "learning_curves-parquet_x_y-timm_resnet18.a1_in1k.png"
+    assert {"figure3-parquet_x_y.png", "criticality-parquet_x_y.pdf"} < {path.name for path in paths}
     assert "parquet:/x/y, timm:resnet18.a1_in1k" in (tmp_path / "figures" / "index.md").read_text()
 
 

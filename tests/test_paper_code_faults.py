@@ -7,11 +7,14 @@ from torch import nn
 
 from memlib.config import DropoutConfig, ModelConfig
 from memlib.example_tied_dropout import ExampleTiedDropout, dropout_layers, set_mode, tie
+from memlib.experiments import RetrainingConfig
 from memlib.gradient_accounting import add_to_sums_, split_gradients, zero_sums
 from memlib.label_noise import flip_labels
 from memlib.layer_groups import layer_groups
+from memlib.layer_units import splits_of
 from memlib.models import ResNet9, build_model
-from memlib.runs import build_network
+from memlib.retraining import Retraining, retrain
+from memlib.runs import build_network, prepare_data
 from memlib.seeds import stream
 from memlib.training import TrainingState, training_step
 
@@ -112,3 +115,32 @@ def test_no_tensor_of_the_vit_lies_in_two_groups_and_no_buffer_in_none():
         groups = layer_groups(model)
         members = [n for part in (groups.parameters, groups.buffers) for names in part.values() for n in names]
         assert sorted(members) == sorted(model.state_dict())
+
+
+def test_retraining_on_clean_examples_never_touches_a_noisy_one(digits, small_run):
+    """The released script passed the inverted mask, so it trained on the noisy examples."""
+    data = prepare_data(small_run, digits)
+    noisy_positions = data.noisy_labels.is_noisy.nonzero().squeeze(1)
+    spoiled = data.train.images.clone()
+    spoiled[noisy_positions] = 255 - spoiled[noisy_positions]
+    model = build_model(small_run.model, image_shape=digits.image_shape, num_classes=10, seed=0)
+    weights = []
+    for images in (data.train.images, spoiled):
+        changed = replace(data, train=replace(data.train, images=images))
+        splits = splits_of(changed, limit=None, seed=0)
+        how = Retraining(config=RetrainingConfig(epochs=1, batch_size=32))
+        weights.append(
+            retrain(model, model.state_dict(), ["conv3"], splits["clean"], splits, how=how).model.state_dict()
+        )
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_retraining_freezes_every_other_group_for_real(digits, small_run):
+    """The released script set `requires_grad` on tensors of a state dictionary, which freezes nothing."""
+    model = build_model(small_run.model, image_shape=digits.image_shape, num_classes=10, seed=0)
+    examples = (digits.train.images[:64], digits.train.labels[:64])
+    how = Retraining(config=RetrainingConfig(epochs=1, batch_size=32, peak_lr=0.1))
+    after = retrain(model, model.state_dict(), ["conv3"], examples, {"clean": examples}, how=how).model.state_dict()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, after[name])}
+    groups = layer_groups(model)
+    assert moved == {*groups.parameters["conv3"], *groups.buffers["conv3"]}

@@ -37,7 +37,8 @@ def test_settings_are_laid_over_each_other_from_all_runs_to_the_command_line():
         "[dataset.digits.training]\nbatch_size = 16\npeak_lr = 0.2\nmomentum = 0.2\n"
         "[model.resnet9.training]\npeak_lr = 0.3\nmomentum = 0.3\n"
     )
-    training = plan_runs(parse_preset(text, name="test"), parse_setting("training.momentum=0.4"))[0].training
+    runs = plan_runs(parse_preset(text, name="test"), parse_setting("training.momentum=0.4"))
+    training = next(iter(runs)).training
     assert (training.epochs, training.batch_size, training.peak_lr, training.momentum) == (1, 16, 0.3, 0.4)
 
 

@@ -1,93 +1,22 @@
 """The command on real Ray with 2 CPUs: what it prints, what it leaves, and what no interruption changes."""
 
-import contextlib
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
-import psutil
 import pytest
+from sweeping import TIMEOUT, TINY, assert_same_results, finished_epochs, sweep, wait_for, worker_processes
 
-from memlib.checkpoints import CheckpointFolder
 from memlib.results import open_results
-from memlib.storage import open_storage
 
-ROOT = Path(__file__).parent.parent
-TINY = ["--preset", "quick", "--limit", "200", "--set", "model.width=0.0625", "--set", "training.precision=float32"]
-TIMEOUT = 240
-
-
-@pytest.fixture
-def start():
-    """Starts sweeps that do not outlive their test."""
-    started = []
-
-    def start_one(results, *options):
-        started.append(launch(results, *options))
-        return started[-1]
-
-    yield start_one
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def launch(results, *options):
-    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def sweep(results, *options):
-    process = launch(results, *options)
-    out, err = process.communicate(timeout=TIMEOUT)
-    return process.returncode, out, err
-
-
-def rows(results, table):
-    """All rows of a table in a fixed order, without what differs between equal runs: wall time."""
-    found = open_results(results).read(table).to_pylist()
-    return sorted(repr({k: v for k, v in row.items() if k != "seconds"}) for row in found)
-
-
-def assert_same_results(left, right):
-    for table in ("runs", "epochs", "gradients", "examples"):
-        assert rows(left, table) == rows(right, table), table
-
-
-def wait_for(condition, seconds=120):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the sweep did not get that far"
-        time.sleep(0.05)
-
-
-def finished_epochs(results):
-    """The number of epochs each unfinished run could continue from."""
-    storage = open_storage(results)
-    names = [p.name for p in (Path(results) / "checkpoints").glob("*")] if Path(results).exists() else []
-    counts = []
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):  # the run ended between looking and reading
-            last = CheckpointFolder(storage, name).load_last()
-            counts += [] if last is None else [len(last.facts["records"]) - 1]
-    return counts
-
-
-def trial_processes(driver):
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [p for p in children if "_train_trial" in " ".join(p.cmdline()) or "ImplicitFunc" in p.name()]
+TRAIN_ONLY = ["--experiments"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Two runs of 12 epochs that nothing happened to, and what the command printed."""
     results = tmp_path_factory.mktemp("undisturbed") / "results"
-    code, out, err = sweep(results, "--epochs", "12")
+    code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "12")
     assert (code, err) == (0, ""), out + err
     return results, out
 
@@ -117,7 +46,7 @@ def test_everything_a_sweep_leaves_is_results_and_checkpoints(undisturbed):
 def test_a_second_sweep_finds_everything_done_and_touches_nothing(undisturbed):
     results, _ = undisturbed
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.*")}
-    code, out, _ = sweep(results, "--epochs", "12")
+    code, out, _ = sweep(results, *TRAIN_ONLY, "--epochs", "12")
     assert code == 0
     assert "2 runs wanted, 2 done, 0 to do" in out
     assert "everything is already done" in out
@@ -128,7 +57,7 @@ def test_a_second_sweep_finds_everything_done_and_touches_nothing(undisturbed):
 def test_more_seeds_compute_only_what_is_new(undisturbed):
     results, _ = undisturbed
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.parquet")}
-    code, out, _ = sweep(results, "--epochs", "12", "--seeds", "0", "1", "2", "--dry-run")
+    code, out, _ = sweep(results, *TRAIN_ONLY, "--epochs", "12", "--seeds", "0", "1", "2", "--dry-run")
     assert code == 0
     assert "3 runs wanted, 2 done, 1 to do" in out
     assert "seed 2: " in out
@@ -137,13 +66,13 @@ def test_more_seeds_compute_only_what_is_new(undisturbed):
 
 def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
     results = tmp_path / "results"
-    driver = start(results, "--epochs", "12")
+    driver = start(results, *TRAIN_ONLY, "--epochs", "12")
     wait_for(lambda: (results / "runs").exists() or sorted(finished_epochs(results))[-2:-1] > [2])
     driver.kill()
     driver.communicate()
     kept = finished_epochs(results)
     done = {p: p.stat().st_mtime_ns for p in results.glob("runs/*.parquet")}
-    code, out, err = sweep(results, "--epochs", "12")
+    code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "12")
     assert code == 0, out + err
     assert kept or done
     assert all(p.stat().st_mtime_ns == written for p, written in done.items())
@@ -152,9 +81,9 @@ def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturb
 
 def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
     results = tmp_path / "results"
-    driver = start(results, "--epochs", "12")
+    driver = start(results, *TRAIN_ONLY, "--epochs", "12")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
-    trial_processes(driver)[0].kill()
+    worker_processes(driver, "ImplicitFunc")[0].kill()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
     assert "started again: " in out
@@ -163,7 +92,7 @@ def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same
 
 def test_control_c_ends_a_sweep_in_one_line_and_loses_at_most_the_epoch_in_progress(tmp_path, start):
     results = tmp_path / "results"
-    driver = start(results, "--epochs", "500", "--seeds", "0")
+    driver = start(results, *TRAIN_ONLY, "--epochs", "500", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     driver.send_signal(signal.SIGINT)
     out, err = driver.communicate(timeout=TIMEOUT)
@@ -175,7 +104,7 @@ def test_control_c_ends_a_sweep_in_one_line_and_loses_at_most_the_epoch_in_progr
 
 def test_a_diverged_run_fails_alone_with_the_settings_to_change(tmp_path):
     results = tmp_path / "results"
-    code, out, _ = sweep(results, "--epochs", "2", "--seeds", "0", "--set", "training.peak_lr=1e30")
+    code, out, _ = sweep(results, *TRAIN_ONLY, "--epochs", "2", "--seeds", "0", "--set", "training.peak_lr=1e30")
     assert code == 1
     assert "failed: digits resnet9 noise 0.1 seed 0" in out
     assert "lower training.peak_lr (now 1e+30)" in out
@@ -196,8 +125,8 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk, start):
     results, ballast = small_disk / "results", small_disk / "ballast"
-    assert sweep(results, "--epochs", "1", "--seeds", "0")[0] == 0
-    driver = start(results, "--epochs", "30", "--seeds", "0")
+    assert sweep(results, *TRAIN_ONLY, "--epochs", "1", "--seeds", "0")[0] == 0
+    driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
@@ -207,7 +136,7 @@ def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(s
     assert "the disk or quota holding the results is full" in out
     assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done"]
     ballast.unlink()
-    code, out, err = sweep(results, "--epochs", "30", "--seeds", "0")
+    code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     assert code == 0, out + err
     assert open_results(results).read("runs").num_rows == 2
 
@@ -216,7 +145,7 @@ def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):
     from sweeps.full_paper import main
 
     (small_disk / "ballast").write_bytes(bytes(1_900_000))
-    assert main([*TINY, "--results", str(small_disk / "results")]) == 2
+    assert main([*TINY, *TRAIN_ONLY, "--results", str(small_disk / "results")]) == 2
     assert "free some space, give another --results" in capsys.readouterr().err
 
 
@@ -226,7 +155,7 @@ def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):
         (["--datasets", "digit"], "data set 'digit' is not known; did you mean 'digits'"),
         (["--models", "resnet", "--set", "model.width=1.0"], "model 'resnet' is not known; did you mean 'resnet9'"),
         (["--noise", "1.0"], "noise.fraction is 1.0"),
-        (["--epochs", "0"], "training.epochs is 0"),
+        ([*TRAIN_ONLY, "--epochs", "0"], "training.epochs is 0"),
         (["--limit", "5"], "limit"),
         (["--set", "data.image_size=8"], "set data.image_size to 11 or more"),
         (["--address", "127.0.0.1:9"], "nothing answers at --address 127.0.0.1:9"),

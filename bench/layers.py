@@ -1,0 +1,229 @@
+"""Rewinding and retraining of every layer group of ResNet-9 at full width, against the whole network each time.
+
+In turn in one process. Rewinding, 10 epochs x 9 groups: (a) ours; (b) one full evaluation for each
+(group, epoch), float32, contiguous; (c) ours on the same layout as (b): what sharing prefixes alone
+gives; (d) ours in bfloat16. Retraining, one epoch of each group with its evaluation: (e) ours, on the
+kept outputs of the frozen prefix; (f) the whole network in every step. Both ways must agree.
+`--ray` times the same units as Ray tasks on 2 CPUs against one process on 1 thread.
+`--save` keeps the rows in bench/results/layers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from rich.console import Console
+from timing import matrix_rate, save, time_in_turn
+from torch import Tensor, nn
+
+from memlib.batches import normalize
+from memlib.checkpoints import CheckpointFolder
+from memlib.config import ModelConfig, Precision, RunConfig, build_config
+from memlib.datasets import Dataset, ImageSet
+from memlib.experiments import ExperimentsConfig, RetrainingConfig, RewindingConfig
+from memlib.layer_groups import layer_groups
+from memlib.models import build_model
+from memlib.prefixes import State
+from memlib.results import ResultStore, create_results
+from memlib.retraining import Retraining, retrain
+from memlib.rewinding import CHUNK_SIZE, Examples, Measurement, rewind, rewinding_accuracies
+from memlib.tasks import perform_task, plan_tasks
+from memlib.units import Task
+from sweeps.costs import forward_flops
+from sweeps.preflight import dataset_key
+from sweeps.progress import SweepProgress
+
+SHAPE = (3, 32, 32)
+CPU = torch.device("cpu")
+N_EPOCHS = 10
+
+
+def network(seed: int, device: torch.device) -> nn.Module:
+    """Return a full-width ResNet-9 in evaluation mode."""
+    return build_model(ModelConfig(), image_shape=SHAPE, num_classes=10, seed=seed).to(device).eval()
+
+
+def random_examples(n: int, device: torch.device) -> Examples:
+    """Return uint8 images as large as CIFAR-10's and labels; values do not matter for time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=generator)
+    return images.to(device), torch.randint(0, 10, (n,), generator=generator).to(device)
+
+
+def rewind_ours(model: nn.Module, states: Mapping[int, State], examples: Examples, precision: Precision) -> list[float]:
+    """Return the accuracies in order of group and epoch, prefixes shared."""
+    how = Measurement(precision=precision)
+    return [r.accuracy for r in rewinding_accuracies(model, states, {"test": examples}, measurement=how)]
+
+
+@torch.no_grad()
+def rewind_obvious(model: nn.Module, states: Mapping[int, State], examples: Examples) -> list[float]:
+    """Return the same accuracies from one full evaluation of a copied model for each group and epoch."""
+    found = []
+    for group in layer_groups(model).names:
+        for state in states.values():
+            rewound = rewind(model, state, [group])
+            chunks = zip(examples[0].split(CHUNK_SIZE), examples[1].split(CHUNK_SIZE), strict=True)
+            n_right = sum(int((rewound(_contiguous(i)).argmax(1) == labels).sum()) for i, labels in chunks)
+            found.append(n_right / len(examples[1]))
+    return found
+
+
+def retrain_all(model: nn.Module, state: State, examples: Examples, config: RetrainingConfig, *, kept: bool) -> None:
+    """Retrain each group for one epoch; `kept` is our way, otherwise the whole network runs in every step."""
+    splits = {"clean": examples}
+    for group in layer_groups(model).names:
+        if kept:
+            retrain(model, state, [group], examples, splits, how=Retraining(config=config))
+        else:
+            retrain_obvious(rewind(model, state, [group], buffers=True), group, examples, config)
+
+
+def retrain_obvious(model: nn.Module, group: str, examples: Examples, config: RetrainingConfig) -> None:
+    """Train one group for one epoch through the whole network, and evaluate before and after."""
+    learning = set(layer_groups(model).parameters[group])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=config.peak_lr, momentum=0.9)
+    images, labels = examples
+    _evaluate(model, images)
+    model.get_submodule(group).train()
+    for start in range(0, len(labels), config.batch_size):
+        batch = slice(start, start + config.batch_size)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(normalize(images[batch])), labels[batch]).backward()
+        optimizer.step()
+    _evaluate(model.eval(), images)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, images: Tensor) -> None:
+    for chunk in images.split(CHUNK_SIZE):
+        model(normalize(chunk)).argmax(1)
+
+
+def _contiguous(images: Tensor) -> Tensor:
+    return normalize(images).contiguous()
+
+
+def measure_rewinding(n: int, rounds: int, device: torch.device) -> list[dict[str, object]]:
+    """Return the medians and ratios of all ways to rewind, on `n` images."""
+    model = network(0, device)
+    states = {epoch: network(epoch + 1, device).state_dict() for epoch in range(N_EPOCHS)}
+    examples = random_examples(n, device)
+    fast = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    contiguous = copy.deepcopy(model)
+    contiguous.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),))
+    steps: dict[str, Callable[[], list[float]]] = {
+        "(a) ours": partial(rewind_ours, fast, states, examples, "float32"),
+        "(b) one full evaluation each": partial(rewind_obvious, model, states, examples),
+        "(c) ours, layout of (b)": partial(rewind_ours, contiguous, states, examples, "float32"),
+        "(d) ours, bfloat16": partial(rewind_ours, fast, states, examples, "bfloat16"),
+    }
+    agreement = [abs(x - y) for x, y in zip(steps["(a) ours"](), rewind_obvious(model, states, examples), strict=True)]
+    print(f"largest difference between (a) and (b): {max(agreement):.4f} of {n} images")
+    return _rows(time_in_turn(steps, rounds, device, warm_up=False), reference="(b) one full evaluation each")
+
+
+def measure_retraining(n: int, rounds: int, device: torch.device) -> list[dict[str, object]]:
+    """Return the medians and ratios of both ways to retrain all groups for one epoch, on `n` images."""
+    model = network(0, device).to(memory_format=torch.channels_last)
+    state, examples = network(1, device).state_dict(), random_examples(n, device)
+    config = RetrainingConfig(epochs=1, batch_size=128)
+    steps = {
+        "(e) ours": partial(retrain_all, model, state, examples, config, kept=True),
+        "(f) whole network": partial(retrain_all, model, state, examples, config, kept=False),
+    }
+    return _rows(time_in_turn(steps, rounds, device, warm_up=False), reference="(f) whole network")
+
+
+def measure_ray(n: int) -> list[dict[str, object]]:
+    """Return the time of a run's rewinding units in one process on 1 thread, and as Ray tasks on 2 CPUs."""
+    run = build_config(RunConfig, {"data": {"name": "mnist"}, "checkpoints": {"epochs": list(range(N_EPOCHS))}})
+    images, labels = random_examples(n, torch.device("cpu"))
+    examples = ImageSet(images, labels, torch.arange(n))
+    dataset = Dataset("mnist", examples, examples, tuple("0123456789"))
+    tasks = plan_tasks(run, ExperimentsConfig(rewinding=RewindingConfig()), layer_groups(network(0, CPU)).names)
+    seconds = {}
+    for way, perform in (("one process, 1 thread", perform_here), ("Ray tasks on 2 CPUs", perform_on_ray)):
+        with tempfile.TemporaryDirectory() as folder:
+            store = create_results(folder)
+            for epoch in run.checkpoint_epochs:
+                CheckpointFolder(store.storage, run.run_id).save_epoch(epoch, network(epoch, CPU), {})
+            seconds[way] = [perform(tasks, dataset, store)]
+    return _rows(seconds, reference="one process, 1 thread")
+
+
+def perform_here(tasks: Sequence[Task], dataset: Dataset, store: ResultStore) -> float:
+    """Return the seconds the tasks take one after the other on 1 thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    for task in tasks:
+        perform_task(task, dataset, store, device=CPU)
+    torch.set_num_threads(threads)
+    return time.perf_counter() - started
+
+
+def perform_on_ray(tasks: Sequence[Task], dataset: Dataset, store: ResultStore) -> float:
+    """Return the seconds the tasks take on Ray, its start left out and that of its workers counted in."""
+    from sweeps.cluster import start_ray, stop_ray  # noqa: PLC0415 - Ray only where it is asked for
+
+    capacity = start_ray(None)
+    from sweeps.object_store import put_images  # noqa: PLC0415
+    from sweeps.unit_tasks import TaskPool  # noqa: PLC0415
+
+    started = time.perf_counter()
+    images = put_images({dataset_key(tasks[0].run): dataset})
+    pool = TaskPool(images, store.storage.root, capacity, SweepProgress([], Console(quiet=True)))
+    pool.add(tasks)
+    pool.finish()
+    seconds = time.perf_counter() - started
+    stop_ray()
+    if pool.failures:
+        raise SystemExit(pool.failures[0].error)
+    return seconds
+
+
+def _rows(seconds: Mapping[str, list[float]], *, reference: str) -> list[dict[str, object]]:
+    base = statistics.median(seconds[reference])
+    rows = []
+    for way, times in seconds.items():
+        median = statistics.median(times)
+        rows.append({"way": way, "seconds": median, "times_as_fast": base / median})
+        print(f"{way:32} {median:8.1f} s, {base / median:.2f} times as fast as {reference}")
+    return rows
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description="Time rewinding and retraining against the whole network each time.")
+    parser.add_argument("--images", type=int, default=500, help="time is linear in them; the issue's 5,000 take long")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--ray", action="store_true", help="also time Ray tasks against one process")
+    parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/layers.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measured: dict[str, object] = {
+        "rewinding": measure_rewinding(options.images, options.rounds, device),
+        "retraining": measure_retraining(options.images, options.rounds, device),
+        "float32_matrix_rate": matrix_rate(torch.float32, device),
+        "forward_flops": forward_flops(network(0, CPU), SHAPE),
+    }
+    if options.ray:
+        measured["ray"] = measure_ray(options.images)
+    if options.save:
+        save("layers", measured, device, images=options.images)
+
+
+if __name__ == "__main__":
+    main()

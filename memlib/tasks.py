@@ -1,0 +1,82 @@
+"""The experiments on a finished run as tasks: settings, checkpoints and data in, tables in the store out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import torch
+
+from memlib.checkpoints import CheckpointFolder, load_model_state
+from memlib.config import RunConfig
+from memlib.datasets import Dataset
+from memlib.example_tied_dropout import dropout_layers, set_mode
+from memlib.experiments import ExperimentsConfig
+from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
+from memlib.results import ResultStore, table_from_rows
+from memlib.runs import build_network, code_version, device_name, prepare_data
+from memlib.units import Task, Unit
+
+EXPERIMENTS = {"rewinding": perform_rewinding, "retraining": perform_retraining}
+
+
+def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequence[str]) -> list[Task]:
+    """Return the tasks of the wanted experiments on one run; `group_names` are its model's layer groups by depth.
+
+    Raises:
+        InputError: a group does not exist, or an epoch is asked for whose checkpoint the run does not keep.
+    """
+    tasks = []
+    if experiments.rewinding is not None:
+        tasks += plan_rewinding(run, experiments.rewinding, group_names)
+    if experiments.retraining is not None:
+        tasks += plan_retraining(run, experiments.retraining, group_names)
+    return tasks
+
+
+def perform_task(
+    task: Task, dataset: Dataset, store: ResultStore, *, device: torch.device, load_state: LoadState | None = None
+) -> None:
+    """Compute a task and write each of its units: the rows of its experiment, then its row in `units`.
+
+    `load_state` gives the run's checkpoints by epoch; default: read from the store.
+
+    Raises:
+        InputError: a checkpoint is missing, damaged or another architecture's.
+        Diverged: a retraining diverged.
+        OSError: the storage refuses.
+    """
+    started = time.monotonic()
+    run = task.run
+    load_state = load_state or CheckpointFolder(store.storage, run.run_id).load_epoch
+    model = build_network(run, dataset)
+    if dropout_layers(model):
+        set_mode(model, "scaled")  # the mode that takes any example
+    load_model_state(model, load_state(run.training.epochs), where=f"of run {run.run_id} at its end")
+    model.to(device).to(memory_format=torch.channels_last)
+    data = prepare_data(run, dataset)
+    rows = EXPERIMENTS[task.experiment](task, model, data, load_state)
+    seconds = (time.monotonic() - started) / len(task.units)
+    outcome = {**_circumstances(device), "seconds": seconds, "status": "done", "error": None}
+    for unit, unit_rows in zip(task.units, rows, strict=True):
+        store.write(unit.experiment, unit.unit_id, table_from_rows(unit.experiment, unit_rows))
+        store.write("units", unit.unit_id, _unit_row(unit, outcome))
+
+
+def record_unit_failure(task: Task, store: ResultStore, *, device: torch.device | None, error: str) -> None:
+    """Write a row with status `failed` and the reason for every unit of the task; the next sweep tries them again."""
+    outcome = {**_circumstances(device), "seconds": None, "status": "failed", "error": error}
+    for unit in task.units:
+        store.write("units", unit.unit_id, _unit_row(unit, outcome))
+
+
+def _circumstances(device: torch.device | None) -> dict[str, object]:
+    return {"code_version": code_version(), "device": None if device is None else device_name(device)}
+
+
+def _unit_row(unit: Unit, outcome: Mapping[str, object]) -> pa.Table:
+    settings = json.dumps(unit.settings, sort_keys=True)
+    row = {"run_id": unit.run.run_id, "experiment": unit.experiment, "settings": settings, **outcome}
+    return table_from_rows("units", [row])

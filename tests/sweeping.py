@@ -1,0 +1,66 @@
+"""Sweeps started as a user starts them, for the tests on real Ray."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from memlib.checkpoints import CheckpointFolder
+from memlib.results import SCHEMAS, open_results
+from memlib.storage import open_storage
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--preset", "quick", "--limit", "200", "--set", "model.width=0.0625", "--set", "training.precision=float32"]
+TIMEOUT = 600  # seconds; a busy machine takes several times what a quiet one does
+
+
+def launch(results, *options):
+    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def sweep(results, *options):
+    process = launch(results, *options)
+    out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
+
+
+def rows(results, table):
+    """All rows of a table in a fixed order, without what differs between equal runs: wall time."""
+    found = open_results(results).read(table).to_pylist()
+    return sorted(repr({k: v for k, v in row.items() if k != "seconds"}) for row in found)
+
+
+def assert_same_results(left, right):
+    for table in SCHEMAS:
+        assert rows(left, table) == rows(right, table), table
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the sweep did not get that far"
+        time.sleep(0.05)
+
+
+def finished_epochs(results):
+    """The number of epochs each unfinished run could continue from."""
+    storage = open_storage(results)
+    names = [p.name for p in (Path(results) / "checkpoints").glob("*")] if Path(results).exists() else []
+    counts = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # the run ended between looking and reading
+            last = CheckpointFolder(storage, name).load_last()
+            counts += [] if last is None else [len(last.facts["records"]) - 1]
+    return counts
+
+
+def worker_processes(driver, name):
+    """The driver's Ray workers that are at work on `name`, as Ray writes it into their titles."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [p for p in children if p.is_running() and name in " ".join(p.cmdline())]
