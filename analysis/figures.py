@@ -12,7 +12,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from analysis import criticality, gradients, learning_curves, retraining, rewinding, rewinding_sets
+from analysis import (
+    clean_split,
+    critical_units,
+    criticality,
+    gradients,
+    learning_curves,
+    retraining,
+    rewinding,
+    rewinding_sets,
+    shared_units,
+)
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
@@ -34,6 +44,9 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("rewinding_sets", rewinding_sets.draw),
     ("figure4", retraining.draw),
     ("figure4_control", retraining.draw_control),
+    ("figure5", critical_units.draw),
+    ("figure5_clean_split", clean_split.draw),
+    ("shared_units", shared_units.draw),
 )
 
 

@@ -15,7 +15,8 @@ from memlib.results import ResultStore
 
 _COMMAND = "python sweeps/full_paper.py"
 _DEFAULT_RESULTS = "results"
-_SEVERAL_UNITS = ("retraining",)  # a run may have rows of several units of work on the same group
+# In these a run may have rows of several units of work on the same layer group or example.
+_SEVERAL_UNITS = ("retraining", "critical_units", "removed_units")
 
 
 @dataclass(frozen=True, eq=False)

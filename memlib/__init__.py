@@ -7,9 +7,12 @@ loaded when it is first used.
 - What are a network's layer groups? `layer_groups`
 - Which of them can go back in time? `rewinding_accuracies`, `rewind`, `Measurement`
 - Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
-- Can memorization be confined, and removed? `tie`, `ExampleTiedDropout`, `set_mode`, `dropout_mode`, `prune`, `recalibrate`
+- Can memorization be confined, and removed? `tie`, `ExampleTiedDropout`, `set_mode`, `dropout_mode`, `recalibrate`,
+  `prune`
 - Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - What does the model predict, and by what margin? `predict`, `accuracy`
+- How few units carry one example, and what does losing them cost the others? `find_critical_units`,
+  `take_examples`, `draw_reference`, `edited_accuracies`
 - One training run, with all of it: `perform_run`, `train`
 - Images and networks: `load_dataset`, `build_model`
 - Settings and results: `RunConfig`, `build_config`, `open_results`, `create_results`
@@ -23,7 +26,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memlib.config import RunConfig as RunConfig
     from memlib.config import build_config as build_config
+    from memlib.critical_units import draw_reference as draw_reference
+    from memlib.critical_units import find_critical_units as find_critical_units
+    from memlib.critical_units import take_examples as take_examples
     from memlib.datasets import load_dataset as load_dataset
+    from memlib.edited_accuracies import edited_accuracies as edited_accuracies
     from memlib.errors import InputError as InputError
     from memlib.evaluation import accuracy as accuracy
     from memlib.evaluation import predict as predict
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from memlib.example_tied_dropout import dropout_mode as dropout_mode
     from memlib.example_tied_dropout import set_mode as set_mode
     from memlib.example_tied_dropout import tie as tie
+    from memlib.experiments import CriticalUnitsConfig as CriticalUnitsConfig
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
     from memlib.label_noise import add_label_noise as add_label_noise
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from memlib.training import train as train
 
 _HOMES = {
+    "CriticalUnitsConfig": "experiments",
     "ExampleTiedDropout": "example_tied_dropout",
     "InputError": "errors",
     "Measurement": "rewinding",
@@ -61,7 +70,10 @@ _HOMES = {
     "build_config": "config",
     "build_model": "models",
     "create_results": "results",
+    "draw_reference": "critical_units",
     "dropout_mode": "example_tied_dropout",
+    "edited_accuracies": "edited_accuracies",
+    "find_critical_units": "critical_units",
     "flip_labels": "label_noise",
     "flip_labels_in_pairs": "label_noise",
     "layer_groups": "layer_groups",
@@ -77,6 +89,7 @@ _HOMES = {
     "set_mode": "example_tied_dropout",
     "split_gradients": "gradient_accounting",
     "summarize_groups": "gradient_accounting",
+    "take_examples": "critical_units",
     "tie": "example_tied_dropout",
     "train": "training",
 }

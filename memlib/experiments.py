@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from memlib.config import Schedule
+from memlib.config import Precision, Schedule
 from memlib.errors import InputError
 
 BatchNorm = Literal["final", "rewound", "recalibrated"]
 Kind = Literal["clean", "noisy"]
+Removal = Literal["filter", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +77,64 @@ class RetrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriticalUnitsConfig:
+    """E4: how the units that hold one example are searched for; the defaults are the paper's, searched exactly.
+
+    examples: how many clean and how many noisy ones a sweep searches, in parts of `part_size`, a task each.
+    limit: training examples on which edited networks are judged, a class-balanced draw; None for all.
+    early_epoch: the newest kept checkpoint up to this epoch, before noise was memorized, tells clean examples which are
+    learned from the others' labels from those that are memorized too; None for no such split.
+    removal: `filter` sets a unit's weight row to zero, `activation` what comes out behind its BatchNorm and activation.
+    reference_size: other examples whose mean loss is to stay low, drawn once for all examples of a run.
+    copies: noisy copies of an example over which its logits are averaged, in gradients and in the flip test.
+    reference_copies: the same for the reference examples; fewer is an approximation.
+    noise: expected norm of a copy's Gaussian noise, as a share of the norm of the (normalized) input.
+    max_steps: units removed at most; an example that has not flipped by then is recorded as not flipped.
+    refresh: steps for which the reference part of the gradient is used; above 1 is an approximation.
+    precision: of the search's forward and backward passes.
+    """
+
+    examples: int = 1000
+    part_size: int = 50
+    limit: int | None = None
+    early_epoch: int | None = None
+    removal: Removal = "filter"
+    reference_size: int = 512
+    copies: int = 5
+    reference_copies: int = 5
+    noise: float = 0.01
+    max_steps: int = 100
+    refresh: int = 1
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "part_size", "reference_size", "copies", "reference_copies", "max_steps", "refresh"):
+            if getattr(self, name) < 1:
+                raise InputError(f"critical_units.{name} is {getattr(self, name)}; give at least 1.")
+        if self.examples % self.part_size:
+            raise InputError(
+                f"critical_units.examples is {self.examples}, which is no multiple of critical_units.part_size "
+                f"({self.part_size}); give one, so that asking for more examples later repeats none."
+            )
+        _check_limit("critical_units", self.limit)
+        if not 0 <= self.noise < 1:
+            raise InputError(
+                f"critical_units.noise is {self.noise}; give a share of the input's norm in [0, 1), e.g. 0.01 for 1 %."
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether every step uses its own reference gradient over as many copies as the example's own."""
+        return self.refresh == 1 and self.reference_copies == self.copies
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentsConfig:
     """The experiments wanted of a finished run; None where one is not."""
 
     rewinding: RewindingConfig | None = None
     retraining: RetrainingConfig | None = None
+    critical_units: CriticalUnitsConfig | None = None
 
 
 def _check_limit(experiment: str, limit: int | None) -> None:

@@ -21,7 +21,7 @@ from memlib.seeds import stream
 from memlib.units import Task, Unit
 
 LoadState = Callable[[int], State]  # epoch -> the run's checkpoint
-Rows = list[dict[str, object]]
+Rows = dict[str, list[dict[str, object]]]  # of one unit, by table; its experiment's own table is written last
 
 
 def plan_rewinding(run: RunConfig, config: RewindingConfig, group_names: Sequence[str]) -> list[Task]:
@@ -104,11 +104,13 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
         "batchnorm": shared["batchnorm"],
     }
     return [
-        [
-            {**facts, "rewind_epoch": r.epoch, "split": r.split, "accuracy": r.accuracy, "n": r.n}
-            for r in found
-            if r.epoch == unit.settings["rewind_epoch"]
-        ]
+        {
+            "rewinding": [
+                {**facts, "rewind_epoch": r.epoch, "split": r.split, "accuracy": r.accuracy, "n": r.n}
+                for r in found
+                if r.epoch == unit.settings["rewind_epoch"]
+            ]
+        }
         for unit in task.units
     ]
 
@@ -131,7 +133,7 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
         "trained_on": trained_on,
         "reset_epoch": config.reset_epoch,
     }
-    return [[{**facts, **asdict(result)} for result in found.curve]]
+    return [{"retraining": [{**facts, **asdict(result)} for result in found.curve]}]
 
 
 def splits_of(data: RunData, *, limit: int | None, seed: int) -> dict[str, Examples]:

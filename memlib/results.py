@@ -98,6 +98,41 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         accuracy=pa.float64(),
         n=pa.int64(),
     ),
+    "critical_units": _schema(  # one row an example
+        example_id=pa.int64(),
+        is_noisy=pa.bool_(),
+        right_early=pa.bool_(),  # predicted as assigned at `early_epoch` already; null if no such state is kept
+        early_epoch=pa.int64(),  # the last kept epoch at which few noisy labels were memorized
+        outcome=pa.string(),  # flipped, no_positive_score, step_limit; skipped: not predicted as assigned
+        flipped=pa.bool_(),
+        n_removed=pa.int64(),
+        assigned=pa.int64(),
+        new_prediction=pa.int64(),
+        clean_accuracy_before=pa.float64(),  # on the `n_clean` and `n_noisy` training examples judged
+        clean_accuracy_after=pa.float64(),
+        noisy_accuracy_before=pa.float64(),
+        noisy_accuracy_after=pa.float64(),
+        n_clean=pa.int64(),
+        n_noisy=pa.int64(),
+        removal=pa.string(),  # filter or activation
+        reference_size=pa.int64(),
+        copies=pa.int64(),
+        reference_copies=pa.int64(),
+        refresh=pa.int64(),
+        noise=pa.float64(),
+        max_steps=pa.int64(),
+        precision=pa.string(),
+    ),
+    "removed_units": _schema(  # one row a removal
+        example_id=pa.int64(),
+        is_noisy=pa.bool_(),
+        step=pa.int64(),  # 1 = the first unit removed
+        layer=pa.string(),
+        layer_index=pa.int64(),  # by depth
+        n_units=pa.int64(),  # of the layer
+        unit=pa.int64(),
+        score=pa.float64(),
+    ),
     "units": _schema(  # one row a unit of work on a finished run
         experiment=pa.string(),  # the table it writes
         settings=pa.string(),  # what it is about, JSON

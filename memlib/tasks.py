@@ -15,11 +15,16 @@ from memlib.datasets import Dataset
 from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
 from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
+from memlib.neuron_units import perform_critical_units, plan_critical_units
 from memlib.results import ResultStore, table_from_rows
 from memlib.runs import build_network, code_version, device_name, prepare_data
 from memlib.units import Task, Unit
 
-EXPERIMENTS = {"rewinding": perform_rewinding, "retraining": perform_retraining}
+EXPERIMENTS = {
+    "rewinding": perform_rewinding,
+    "retraining": perform_retraining,
+    "critical_units": perform_critical_units,
+}
 
 
 def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequence[str]) -> list[Task]:
@@ -33,6 +38,8 @@ def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequ
         tasks += plan_rewinding(run, experiments.rewinding, group_names)
     if experiments.retraining is not None:
         tasks += plan_retraining(run, experiments.retraining, group_names)
+    if experiments.critical_units is not None:
+        tasks += plan_critical_units(run, experiments.critical_units)
     return tasks
 
 
@@ -60,8 +67,9 @@ def perform_task(
     rows = EXPERIMENTS[task.experiment](task, model, data, load_state)
     seconds = (time.monotonic() - started) / len(task.units)
     outcome = {**_circumstances(device), "seconds": seconds, "status": "done", "error": None}
-    for unit, unit_rows in zip(task.units, rows, strict=True):
-        store.write(unit.experiment, unit.unit_id, table_from_rows(unit.experiment, unit_rows))
+    for unit, tables in zip(task.units, rows, strict=True):
+        for table in sorted(tables, key=lambda table: table == unit.experiment):  # the proof of completion last
+            store.write(table, unit.unit_id, table_from_rows(table, tables[table]))
         store.write("units", unit.unit_id, _unit_row(unit, outcome))
 
 

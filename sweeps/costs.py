@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlib.config import ModelConfig, RunConfig
+from memlib.config import ModelConfig, RunConfig, build_config
 from memlib.datasets import Dataset
-from memlib.experiments import RetrainingConfig
+from memlib.experiments import CriticalUnitsConfig, RetrainingConfig
 from memlib.models import build_model
 from memlib.results import ResultStore
 from memlib.units import Task
@@ -26,6 +26,8 @@ from sweeps.wanted import ToDo
 
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
+STEPS_OF_A_SEARCH = 5  # units removed until an example flips, on average (docs/results.md)
+PASSES_OF_A_SEARCH = 2  # one forward, one backward to the gates
 SHARE_BEHIND_A_GROUP = 0.55  # of a forward pass, on average over the groups of ResNet-9
 SHARE_OF_MATRIX_RATE = 0.7  # what training reaches of a plain matrix product's rate (docs/performance.md)
 
@@ -98,6 +100,12 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
     limit = settings.get("limit") or max(sizes.values())
     evaluated = sum(min(limit, n) for n in sizes.values())
     n_passes = len(task.units) * evaluated
+    if task.experiment == "critical_units":
+        config = build_config(CriticalUnitsConfig, {k: v for k, v in settings.items() if k not in ("kind", "part")})
+        judged = min(config.limit or n_train, n_train)
+        searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
+        n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
+        return RunCost(n_passes * _image_flops(task.run, dataset), 0)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])

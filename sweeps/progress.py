@@ -37,7 +37,10 @@ def run_label(config: RunConfig) -> str:
 def task_label(task: Task) -> str:
     """Return the task's name in messages, e.g. `rewinding conv1 of mnist resnet9 noise 0.1 seed 0`."""
     settings = task.units[0].settings
-    what = "+".join(settings["groups"]) if "groups" in settings else settings.get("group", "")
+    if task.experiment == "critical_units":
+        what = f"part {settings['part']} of the {settings['kind']} examples"
+    else:
+        what = "+".join(settings["groups"]) if "groups" in settings else settings["group"]
     return f"{task.experiment} {what} of {run_label(task.run)}"
 
 

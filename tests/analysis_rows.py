@@ -11,6 +11,17 @@ from memlib.results import ResultStore, table_from_rows
 RESNET9 = ("conv1", "conv2", "res1.conv1", "res1.conv2", "conv3", "res2.conv1", "res2.conv2", "conv4", "classifier")
 RESNET50 = ("stem", "layer1", "layer2", "layer3", "layer4", "classifier")
 VIT = ("patch_embedding", *(f"block{i}" for i in range(6)), "head")
+LAYERS = {"conv1": 32, "conv2": 64, "conv3": 128, "conv4": 256}  # with their numbers of units
+SEARCH = {
+    "removal": "filter",
+    "reference_size": 512,
+    "copies": 5,
+    "reference_copies": 5,
+    "refresh": 1,
+    "noise": 0.01,
+    "max_steps": 100,
+    "precision": "float32",
+}
 GROUPS = {"resnet9": RESNET9, "resnet50": RESNET50, "vit": VIT}
 
 
@@ -225,3 +236,73 @@ def retraining_rows(
                     }
                 )
     return rows if config.noise.fraction else [r for r in rows if r["split"] != "noisy"]
+
+
+def add_critical_units(
+    store: ResultStore, config: RunConfig, *, n: int = 40, first_id: int = 0, early: bool = True, **search: object
+) -> tuple[list[dict], list[dict]]:
+    """Write and return the examples and removals of a search of n clean and n noisy examples, as one unit."""
+    draw = random.Random(f"{config.run_id}{search}{first_id}")
+    kinds = (False, True) if config.noise.fraction else (False,)
+    found = [
+        critical_rows(config, draw, example_id=first_id + 2 * i + is_noisy, is_noisy=is_noisy, early=early, **search)
+        for i in range(n)
+        for is_noisy in kinds
+    ]
+    examples, removals = [example for example, _ in found], [row for _, rows in found for row in rows]
+    unit = f"{config.run_id}-{first_id}-{'-'.join(map(str, search.values()))}"
+    store.write("critical_units", unit, table_from_rows("critical_units", examples))
+    store.write("removed_units", unit, table_from_rows("removed_units", removals))
+    return examples, removals
+
+
+def critical_rows(
+    config: RunConfig, draw: random.Random, *, example_id: int, is_noisy: bool, early: bool, **search: object
+) -> tuple[dict, list[dict]]:
+    """Noisy examples need few units; two thirds of the clean ones, right early, need more and cost more."""
+    settings = {**SEARCH, **search}
+    right_early = not is_noisy and draw.random() < 0.66
+    needed = 1 + int(draw.lognormvariate(1.6 if right_early else 0.8, 1.3 if right_early else 0.6))
+    skipped, flipped = draw.random() < 0.05, needed <= settings["max_steps"]
+    n_removed = 0 if skipped else min(needed, settings["max_steps"])
+    left = math.exp(-0.01 * n_removed * draw.lognormvariate(0, 1))
+    removals = removal_rows(config, draw, example_id=example_id, is_noisy=is_noisy, n=n_removed)
+    example = {
+        "run_id": config.run_id,
+        "example_id": example_id,
+        "is_noisy": is_noisy,
+        "right_early": right_early if early else None,
+        "early_epoch": 5 if early else None,
+        "outcome": "skipped" if skipped else "flipped" if flipped else "step_limit",
+        "flipped": flipped and not skipped,
+        "n_removed": n_removed,
+        "assigned": 0,
+        "new_prediction": int(flipped),
+        "clean_accuracy_before": 1.0,
+        "clean_accuracy_after": None if skipped else left,
+        "noisy_accuracy_before": 0.98,
+        "noisy_accuracy_after": None if skipped else 0.98 * left**3,
+        "n_clean": 900,
+        "n_noisy": 100,
+    }
+    return {**example, **settings}, removals
+
+
+def removal_rows(config: RunConfig, draw: random.Random, *, example_id: int, is_noisy: bool, n: int) -> list[dict]:
+    """Deep layers are hit most; units of low number are shared, those of high number nearly an example's own."""
+    layers = draw.choices(range(len(LAYERS)), weights=(1, 2, 5, 8 + 4 * is_noisy), k=n)
+    names = list(LAYERS)
+    return [
+        {
+            "run_id": config.run_id,
+            "example_id": example_id,
+            "is_noisy": is_noisy,
+            "step": step,
+            "layer": names[index],
+            "layer_index": index,
+            "n_units": LAYERS[names[index]],
+            "unit": int(LAYERS[names[index]] * draw.random() ** (1 if is_noisy else 3)),
+            "score": 1 / step,
+        }
+        for step, index in enumerate(layers, start=1)
+    ]

@@ -31,9 +31,9 @@ def sweep(results, *options):
 
 
 def rows(results, table):
-    """All rows of a table in a fixed order, without what differs between equal runs: wall time."""
+    """All rows of a table in a fixed order, without what differs between equal runs: wall time, and the commit."""
     found = open_results(results).read(table).to_pylist()
-    return sorted(repr({k: v for k, v in row.items() if k != "seconds"}) for row in found)
+    return sorted(repr({k: v for k, v in row.items() if k not in ("seconds", "code_version")}) for row in found)
 
 
 def assert_same_results(left, right):
@@ -62,5 +62,8 @@ def finished_epochs(results):
 
 def worker_processes(driver, name):
     """The driver's Ray workers that are at work on `name`, as Ray writes it into their titles."""
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [p for p in children if p.is_running() and name in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended between listing and looking
+            found += [process] if name in " ".join(process.cmdline()) else []
+    return found

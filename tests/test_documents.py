@@ -10,7 +10,7 @@ import pytest
 
 import memlib
 from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
-from memlib.experiments import RetrainingConfig, RewindingConfig
+from memlib.experiments import CriticalUnitsConfig, RetrainingConfig, RewindingConfig
 from memlib.results import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +26,7 @@ def blocks(document, language):
         ("README.md", "'group': 'classifier'"),
         ("docs/layers.md", "epoch  0: "),
         ("docs/example_tied_dropout.md", "noisy"),
+        ("docs/neurons.md", "without the units of example"),
     ],
 )
 def test_the_python_in_a_document_runs_as_it_stands(document, printed, tmp_path):
@@ -56,6 +57,7 @@ def test_every_option_the_readme_names_exists():
         ("checkpoints", CheckpointConfig),
         ("rewinding", RewindingConfig),
         ("retraining", RetrainingConfig),
+        ("critical_units", CriticalUnitsConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_default(section, config):

@@ -11,8 +11,10 @@ from memlib.results import open_results
 
 OPTIONS = ["--epochs", "2", "--set", "checkpoints.epochs=[0,1]", "--set", "rewinding.limit=50"]
 OPTIONS += ["--set", "retraining.epochs=2", "--set", "retraining.limit=50", "--set", "retraining.on=['clean']"]
+OPTIONS += ["--set", "critical_units.examples=4", "--set", "critical_units.part_size=4"]
+OPTIONS += ["--set", "critical_units.reference_size=16"]
 N_GROUPS, N_RUNS = 9, 2
-N_UNITS = {"rewinding": N_GROUPS * 2 * N_RUNS, "retraining": N_GROUPS * N_RUNS}
+N_UNITS = {"rewinding": N_GROUPS * 2 * N_RUNS, "retraining": N_GROUPS * N_RUNS, "critical_units": 2 * N_RUNS}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_every_unit_of_every_group_is_done_and_says_so(undisturbed):
     store = open_results(results)
     assert {table: len(store.units(table)) for table in N_UNITS} == N_UNITS
     assert store.read("rewinding").num_rows == N_UNITS["rewinding"] * 3  # clean, noisy, test
-    assert store.units("units") == store.units("rewinding") | store.units("retraining")
+    assert store.units("units") == set().union(*(store.units(table) for table in N_UNITS))
     assert set(store.read("units")["status"].to_pylist()) == {"done"}
     for experiment in N_UNITS:
         assert len(re.findall(rf"done: {experiment} of digits resnet9 noise 0.1 seed [01] \(\d+ units", out)) == N_RUNS
@@ -97,7 +99,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     assert code == 1
     assert re.search(r"failed: rewinding conv1 of digits .* is damaged .*; delete it and run the sweep again", out)
     failed = open_results(results).read("units").filter(pc.field("status") == "failed").to_pylist()
-    assert {row["experiment"] for row in failed} == {"rewinding"}  # retraining starts from epoch 0
+    assert {row["experiment"] for row in failed} == {"rewinding", "critical_units"}  # retraining starts from epoch 0
     assert len(open_results(results).units("retraining")) == N_GROUPS
     checkpoint.unlink()
     code, out, err = sweep(results, *options)

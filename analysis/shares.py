@@ -1,0 +1,57 @@
+"""Distributions as falling curves: the share of examples above each value, drawn with its spread over seeds."""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+from matplotlib.axes import Axes
+
+from analysis.cells import over_seeds
+from analysis.style import Stroke
+
+_MOST_STEPS = 200
+
+
+def shares_above(rows: pl.DataFrame, value: str) -> pl.DataFrame:
+    """Return columns kind, place, mean and std over runs: the share of a kind's rows with `value` above each place.
+
+    Places are the finite values of all kinds, every so many of them where there are more than can be seen.
+    """
+    values = rows.filter(pl.col(value).is_finite())[value].unique().sort()
+    every = -(-len(values) // _MOST_STEPS) or 1
+    places = pl.concat([values.gather_every(every), values.tail(1)]).unique().rename("place").cast(pl.Float64)
+    pairs = rows.select("run_id", "kind", value).join(places.to_frame(), how="cross")
+    shares = pairs.group_by("run_id", "kind", "place").agg(share=(pl.col(value) > pl.col("place")).mean())
+    return over_seeds(shares, by=["kind", "place"], value="share")
+
+
+def plot_share_above(axes: Axes, curve: pl.DataFrame, stroke: Stroke, *, ends: tuple[float, float], label: str) -> None:
+    """Draw one kind's curve as steps from the left end, where the share is 1, to the right one.
+
+    One `std` up and down is drawn as a band, if there is any.
+    """
+    first, last = curve.head(1), curve.tail(1)
+    first = first.with_columns(place=pl.lit(ends[0]), mean=1.0, std=pl.when(pl.col("std").is_not_null()).then(0.0))
+    steps = pl.concat([first, curve, last.with_columns(place=pl.lit(ends[1]))])
+    places, mean = steps["place"].to_numpy(), steps["mean"].to_numpy()
+    axes.plot(
+        places, mean, stroke.line, drawstyle="steps-post", color=stroke.colour, linewidth=stroke.width, label=label
+    )
+    if steps["std"].is_not_null().any():
+        std = steps["std"].fill_null(0).to_numpy()
+        axes.fill_between(places, mean - std, mean + std, step="post", color=stroke.colour, alpha=0.2, linewidth=0)
+
+
+def mark_median(axes: Axes, values: pl.Series, stroke: Stroke, *, infinite: float) -> None:
+    """Mark the median where the curve falls below one half; an infinite one stands at the place `infinite`."""
+    median = median_of(values)
+    if median is not None:
+        place = infinite if math.isinf(median) else median
+        axes.plot(place, 0.5, stroke.marker, color=stroke.colour, markerfacecolor="white", markersize=4.5, zorder=3)
+
+
+def median_of(values: pl.Series) -> float | None:
+    """Return the median, infinite if it lies among infinite values; None of none."""
+    median = values.cast(pl.Float64).median()
+    return median if isinstance(median, float) else None
