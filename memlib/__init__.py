@@ -7,6 +7,8 @@ loaded when it is first used.
 - What are a network's layer groups? `layer_groups`
 - Which of them can go back in time? `rewinding_accuracies`, `rewind`, `Measurement`
 - Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
+- Can memorization be confined, and removed? `tie`, `ExampleTiedDropout`, `set_mode`, `dropout_mode`, `recalibrate`,
+  `prune`
 - Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - What does the model predict, and by what margin? `predict`, `accuracy`
 - How few units carry one example, and what does losing them cost the others? `find_critical_units`,
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from memlib.errors import InputError as InputError
     from memlib.evaluation import accuracy as accuracy
     from memlib.evaluation import predict as predict
+    from memlib.example_tied_dropout import ExampleTiedDropout as ExampleTiedDropout
+    from memlib.example_tied_dropout import dropout_mode as dropout_mode
+    from memlib.example_tied_dropout import set_mode as set_mode
+    from memlib.example_tied_dropout import tie as tie
     from memlib.experiments import CriticalUnitsConfig as CriticalUnitsConfig
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
     from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
     from memlib.layer_groups import layer_groups as layer_groups
     from memlib.models import build_model as build_model
+    from memlib.pruning import prune as prune
+    from memlib.recalibration import recalibrate as recalibrate
     from memlib.results import create_results as create_results
     from memlib.results import open_results as open_results
     from memlib.retraining import Retraining as Retraining
@@ -52,6 +60,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CriticalUnitsConfig": "experiments",
+    "ExampleTiedDropout": "example_tied_dropout",
     "InputError": "errors",
     "Measurement": "rewinding",
     "Retraining": "retraining",
@@ -62,6 +71,7 @@ _HOMES = {
     "build_model": "models",
     "create_results": "results",
     "draw_reference": "critical_units",
+    "dropout_mode": "example_tied_dropout",
     "edited_accuracies": "edited_accuracies",
     "find_critical_units": "critical_units",
     "flip_labels": "label_noise",
@@ -71,12 +81,16 @@ _HOMES = {
     "open_results": "results",
     "perform_run": "runs",
     "predict": "evaluation",
+    "prune": "pruning",
+    "recalibrate": "recalibration",
     "retrain": "retraining",
     "rewind": "rewinding",
     "rewinding_accuracies": "rewinding",
+    "set_mode": "example_tied_dropout",
     "split_gradients": "gradient_accounting",
     "summarize_groups": "gradient_accounting",
     "take_examples": "critical_units",
+    "tie": "example_tied_dropout",
     "train": "training",
 }
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from memlib.errors import InputError, unknown
 
 Augmentation = Literal["crop", "flip", "autoaugment"]
+DropoutKind = Literal["none", "example_tied", "standard", "channel", "sparse"]
 NoiseKind = Literal["symmetric", "asymmetric"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["cosine", "triangular", "one_cycle"]
@@ -84,6 +85,45 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropoutConfig:
+    """Which dropout is inserted, and after which layers.
+
+    kind: `none`; `example_tied` (E5); or a control in the same places: `standard`, `channel` (whole channels at
+    random), or `sparse` (all but the first `p_gen` of the channels are off for everyone, always).
+    after: layer groups or module names; empty for the model's own places (ResNet-9's six).
+    p_gen, p_mem: share of generalization neurons, and probability that an example owns a memorization neuron.
+    p_drop: of `standard` and `channel`; None drops as many as example-tied dropout leaves off, (1-p_gen)(1-p_mem).
+    """
+
+    kind: DropoutKind = "none"
+    after: tuple[str, ...] = ()
+    p_gen: float = 0.2
+    p_mem: float = 0.1
+    p_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        check_probability("dropout.p_gen", self.p_gen)
+        check_probability("dropout.p_mem", self.p_mem)
+        if self.p_drop is not None and not 0 <= self.p_drop < 1:
+            raise InputError(f"dropout.p_drop is {self.p_drop}; give a share in [0, 1), e.g. 0.5.")
+        # A setting that the kind does not use is no other run: one preset serves example-tied dropout and controls.
+        for name in self._unused():
+            object.__setattr__(self, name, type(self).__dataclass_fields__[name].default)
+
+    def _unused(self) -> tuple[str, ...]:
+        if self.kind in ("standard", "channel"):
+            return ("p_gen", "p_mem") if self.p_drop is not None else ()
+        return {"none": ("after", "p_gen", "p_mem", "p_drop"), "sparse": ("p_mem", "p_drop")}.get(
+            self.kind, ("p_drop",)
+        )
+
+    @property
+    def dropped_share(self) -> float:
+        """Return the probability with which `standard` and `channel` dropout turn a unit off."""
+        return (1 - self.p_gen) * (1 - self.p_mem) if self.p_drop is None else self.p_drop
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How it is trained; the defaults are the paper's main setting.
 
@@ -138,6 +178,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
@@ -246,6 +287,12 @@ def _convert_scalar(value: object, hint: type, path: str) -> object:
     if not isinstance(value, hint) or isinstance(value, bool):
         raise InputError(f"setting {path} is {value!r}; give a value of type {hint.__name__}.")
     return value
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise InputError unless `value` lies in (0, 1]."""
+    if not 0 < value <= 1:
+        raise InputError(f"{name} is {value}; give a share in (0, 1], e.g. 0.2.")
 
 
 def _at_least(name: str, value: int | None, smallest: int) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs
 from memlib.config import Precision
+from memlib.datasets import ImageSet
+from memlib.example_tied_dropout import dropout_mode
 from memlib.precision import autocast, exact_float32
 
 
@@ -53,7 +55,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."],
@@ -68,13 +69,48 @@ def predict(
     uint8 images are normalized as in training; floating-point ones are taken as the model's inputs.
     The model is left in the mode it was in; images are moved to `device` batch by batch.
     """
+    return _predict(model, (images, labels, None), device=device, batch_size=batch_size, precision=precision)
+
+
+def predict_in_mode(
+    model: nn.Module,
+    examples: ImageSet,
+    *,
+    mode: str,
+    rescale: bool = False,
+    device: torch.device,
+    batch_size: int = 1000,
+) -> Predictions:
+    """Return what a model with example-tied dropout predicts in a mode: `tied` (by the ids), `scaled` or `dropped`.
+
+    In float32; `rescale` as in `example_tied_dropout.set_mode`. The model is left in the mode it was in.
+
+    Raises:
+        InputError: the mode is unknown, or the model has no example-tied dropout.
+    """
+    judged = (examples.images, examples.labels, examples.ids if mode == "tied" else None)
+    with dropout_mode(model, mode, rescale=rescale):
+        return _predict(model, judged, device=device, batch_size=batch_size, precision="float32")
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module,
+    examples: tuple[Tensor, Int64[Tensor, " n"], Int64[Tensor, " n"] | None],
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: Precision,
+) -> Predictions:
+    images, labels, ids = examples
     pieces = []
     with evaluation_mode(model), exact_float32(device):
         for start in range(0, len(images), batch_size):
             chosen = slice(start, start + batch_size)
             inputs = model_inputs(images[chosen], device)
+            with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
             with autocast(precision, device):
-                logits = model(inputs)
+                logits = model(inputs, **with_ids)
             pieces.append(_judge(logits.float(), labels[chosen].to(device)))
     return Predictions(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
 

@@ -6,12 +6,19 @@ Each statistic becomes the average over batches, all with the same weight, of th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+
+from memlib.batches import model_inputs, split_order
+from memlib.errors import InputError
+from memlib.evaluation import evaluation_mode
+from memlib.precision import exact_float32
 
 
 def batchnorms(network: nn.Module) -> dict[str, AnyBatchNorm]:
@@ -30,6 +37,28 @@ def empty_statistics(network: nn.Module) -> dict[str, Tensor]:
         for name, module in batchnorms(network).items()
         for buffer, tensor in module.named_buffers()
     }
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module, images: UInt8[Tensor, "n c h w"], *, device: torch.device, batch_size: int = 500
+) -> nn.Module:
+    """Return a copy of the model whose BatchNorm statistics are those of `images`, in order, in batches.
+
+    Everything but BatchNorm is in evaluation mode, and example-tied dropout in the mode it is set to, which
+    must be one without ids. Computed in float32 on the model's device, `device`; the model is left unchanged.
+
+    Raises:
+        InputError: the model has no BatchNorm that keeps statistics.
+    """
+    if not batchnorms(model):
+        raise InputError(f"{type(model).__name__} has no BatchNorm whose statistics could be recalibrated.")
+    recalibrated = copy.deepcopy(model)
+    recalibrated.load_state_dict(empty_statistics(recalibrated), strict=False)
+    with evaluation_mode(recalibrated), estimating(recalibrated), exact_float32(device):
+        for batch in split_order(torch.arange(len(images)), batch_size):
+            recalibrated(model_inputs(images[batch], device))
+    return recalibrated
 
 
 @contextmanager

@@ -90,6 +90,14 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         accuracy=pa.float64(),
         n=pa.int64(),
     ),
+    "dropout": _schema(
+        mode=pa.string(),  # tied, scaled, dropped; plain: a control dropout, evaluated as usual
+        batchnorm=pa.string(),  # running statistics: final, or recalibrated in this mode on the training images
+        rescaled=pa.bool_(),  # generalization neurons times (p_gen + p_mem) / p_gen, as in the release
+        split=pa.string(),  # under tied masks there is no test
+        accuracy=pa.float64(),
+        n=pa.int64(),
+    ),
     "critical_units": _schema(  # one row an example
         example_id=pa.int64(),
         is_noisy=pa.bool_(),

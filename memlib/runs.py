@@ -16,14 +16,15 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memlib.batches import place_images
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, config_from_json, config_to_json
+from memlib.control_dropouts import check_widths, insert_dropout
 from memlib.datasets import Dataset, ImageSet, balanced_subset
+from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
-from memlib.evaluation import predict
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
@@ -67,6 +68,22 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
     return RunData(train_set, noisy, dataset.test)
 
 
+def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """Return the run's freshly initialized network on the CPU, with its dropout inserted.
+
+    Raises:
+        InputError: the model does not fit the images, or the dropout does not fit the model.
+    """
+    model = build_model(
+        config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=config.seed
+    )
+    if config.dropout.kind == "none":
+        return model
+    model = insert_dropout(model, config.dropout, seed=config.seed)
+    check_widths(model, dataset.image_shape)
+    return model
+
+
 def perform_run(
     config: RunConfig,
     dataset: Dataset,
@@ -86,9 +103,7 @@ def perform_run(
     """
     version_at_start = code_version()
     data = prepare_data(config, dataset)
-    model = build_model(
-        config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=config.seed
-    )
+    model = build_network(config, dataset)
     training_data = TrainingData(
         ImageSet(place_images(data.train.images, device), data.noisy_labels.labels, data.train.ids),
         data.noisy_labels.is_noisy,
@@ -103,7 +118,10 @@ def perform_run(
     run_id = config.run_id
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
-    store.write("examples", run_id, _example_rows(run_id, model, data, device))
+    found = predict_by_mode(model, training_data, device=device)
+    store.write("examples", run_id, _example_rows(run_id, found, data))
+    if config.dropout.kind != "none":
+        store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
     store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
@@ -159,7 +177,7 @@ def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[st
         "model": config.model.name,
         "seed": config.seed,
         "noise_fraction": config.noise.fraction,
-        "dropout": "none",
+        "dropout": config.dropout.kind,
         "config": config_to_json(config),
         "device": None if device is None else device_name(device),
         "precision": None if device is None else resolve_precision(config.training.precision, device),
@@ -190,25 +208,27 @@ def _gradient_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
     return table_from_rows("gradients", rows)
 
 
-def _example_rows(run_id: str, model: torch.nn.Module, data: RunData, device: torch.device) -> pa.Table:
+def _dropout_rows(run_id: str, found: list[ModePredictions], data: TrainingData) -> pa.Table:
+    rows = [{"run_id": run_id, **asdict(result)} for result in mode_accuracies(found, data)]
+    return table_from_rows("dropout", rows)
+
+
+def _example_rows(run_id: str, found: list[ModePredictions], data: RunData) -> pa.Table:
     noisy = data.noisy_labels
-    clean_test = torch.zeros(len(data.test), dtype=torch.bool)
-    train_part = _judged("train", model, data.train, noisy.labels, device) | {
-        "original": noisy.original,
-        "is_noisy": noisy.is_noisy,
-    }
-    test_part = _judged("test", model, data.test, data.test.labels, device) | {
-        "original": data.test.labels,
-        "is_noisy": clean_test,
-    }
-    return pa.concat_tables(_columns(part, run_id=run_id, mode="plain") for part in (train_part, test_part))
-
-
-def _judged(
-    split: str, model: torch.nn.Module, images: ImageSet, assigned: Tensor, device: torch.device
-) -> dict[str, Any]:
-    judged = predict(model, images.images, assigned, device=device)
-    return {"split": split, "example_id": images.ids, "assigned": assigned, **vars(judged)}
+    train_part = {"assigned": noisy.labels, "original": noisy.original, "is_noisy": noisy.is_noisy}
+    labels = data.test.labels
+    test_part = {"assigned": labels, "original": labels, "is_noisy": torch.zeros(len(labels), dtype=torch.bool)}
+    tables = []
+    for predictions in found:
+        constants = {"run_id": run_id, "mode": predictions.variant.mode}
+        if not predictions.variant.is_main:
+            continue
+        train = {"example_id": data.train.ids, **train_part, **vars(predictions.train)}
+        tables.append(_columns(train, split="train", **constants))
+        if predictions.test is not None:
+            test = {"example_id": data.test.ids, **test_part, **vars(predictions.test)}
+            tables.append(_columns(test, split="test", **constants))
+    return pa.concat_tables(tables)
 
 
 def _columns(part: Mapping[str, Any], **constants: str) -> pa.Table:

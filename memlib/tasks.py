@@ -12,12 +12,12 @@ import torch
 from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
+from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
 from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
-from memlib.models import build_model
 from memlib.neuron_units import perform_critical_units, plan_critical_units
 from memlib.results import ResultStore, table_from_rows
-from memlib.runs import code_version, device_name, prepare_data
+from memlib.runs import build_network, code_version, device_name, prepare_data
 from memlib.units import Task, Unit
 
 EXPERIMENTS = {
@@ -58,7 +58,9 @@ def perform_task(
     started = time.monotonic()
     run = task.run
     load_state = load_state or CheckpointFolder(store.storage, run.run_id).load_epoch
-    model = build_model(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=run.seed)
+    model = build_network(run, dataset)
+    if dropout_layers(model):
+        set_mode(model, "scaled")  # the mode that takes any example
     load_model_state(model, load_state(run.training.epochs), where=f"of run {run.run_id} at its end")
     model.to(device).to(memory_format=torch.channels_last)
     data = prepare_data(run, dataset)

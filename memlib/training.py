@@ -21,7 +21,8 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, accuracy, predict
+from memlib.evaluation import Accuracy, accuracy, predict, predict_in_mode
+from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
     SplitGradients,
@@ -103,9 +104,16 @@ def train(
 
 
 def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
-    """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent."""
-    train = predict(model, data.train.images, data.train.labels, device=device)
-    test = predict(model, data.test.images, data.test.labels, device=device)
+    """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
+
+    With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`.
+    """
+    if dropout_layers(model):
+        train = predict_in_mode(model, data.train, mode="tied", device=device)
+        test = predict_in_mode(model, data.test, mode="scaled", device=device)
+    else:
+        train = predict(model, data.train.images, data.train.labels, device=device)
+        test = predict(model, data.test.images, data.test.labels, device=device)
     splits = {
         "clean": accuracy(train, data.train.labels, ~data.is_noisy),
         "noisy": accuracy(train, data.train.labels, data.is_noisy),
@@ -115,14 +123,22 @@ def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.devic
 
 
 def training_step(
-    state: TrainingState, batch: tuple[Tensor, Int64[Tensor, " b"], Bool[Tensor, " b"]], *, device: torch.device
+    state: TrainingState,
+    batch: tuple[Tensor, Int64[Tensor, " b"], Bool[Tensor, " b"]],
+    *,
+    device: torch.device,
+    ids: Int64[Tensor, " b"] | None = None,
 ) -> tuple[Tensor, SplitGradients]:
-    """Take one optimizer step on (inputs, labels, is_noisy); return the loss before it and the split gradient."""
+    """Take one optimizer step on (inputs, labels, is_noisy); return the loss before it and the split gradient.
+
+    `ids` are the examples', for a model with example-tied dropout.
+    """
     inputs, labels, is_noisy = batch
+    with_ids = {} if ids is None else {"ids": ids}
     parameters = list(state.model.parameters())
     with exact_float32(device) if state.precision == "float32" else nullcontext():
         with autocast(state.precision, device):
-            logits = state.model(inputs)
+            logits = state.model(inputs, **with_ids)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
     for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
         parameter.grad = _laid_out_like(parameter, clean + noisy)
@@ -134,6 +150,7 @@ def _train_epoch(
     state: TrainingState, data: TrainingData, config: RunConfig, *, epoch: int, device: torch.device
 ) -> list[GroupGradient]:
     labels, is_noisy = data.train.labels.to(device), data.is_noisy.to(device)
+    ids = data.train.ids.to(device) if dropout_layers(state.model) else None
     per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
     names = [name for name, _ in state.model.named_parameters()]
     sums = zero_sums(list(state.model.parameters()))
@@ -147,7 +164,7 @@ def _train_epoch(
                 config.training, step=step, steps=config.training.epochs * per_epoch
             )
             batch = (inputs, labels[positions], is_noisy[positions])
-            loss, gradients = training_step(state, batch, device=device)
+            loss, gradients = training_step(state, batch, device=device, ids=None if ids is None else ids[positions])
             add_to_sums_(sums, gradients)
             if index % STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
                 raise _diverged(epoch, config)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from memlib.config import ModelConfig, RunConfig
+from memlib.config import DropoutConfig, ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
 from memlib.layer_groups import layer_groups
-from memlib.models import build_model, check_model_name
+from memlib.models import check_model_name
 from memlib.results import ResultStore
-from memlib.runs import check_same_images, prepare_data
+from memlib.runs import build_network, check_same_images, prepare_data
 
 DISK_RESERVE = 1.1  # ask for this much more than estimated
 
@@ -49,15 +49,14 @@ def check_runs(
     """
     for run in {dataset_key(run): run for run in runs}.values():
         check_same_images(run, datasets[dataset_key(run)], store)
-    names: dict[tuple[str, ModelConfig], tuple[str, ...]] = {}
+    names: dict[tuple[str, ModelConfig, DropoutConfig], tuple[str, ...]] = {}
     for run in runs:
         dataset = datasets[dataset_key(run)]
         prepare_data(run, dataset)
-        if (dataset_key(run), run.model) not in names:
-            shape, num_classes = dataset.image_shape, dataset.num_classes
-            model = build_model(run.model, image_shape=shape, num_classes=num_classes, seed=run.seed)
-            names[dataset_key(run), run.model] = layer_groups(model).names
-    return {run: names[dataset_key(run), run.model] for run in runs}
+        key = (dataset_key(run), run.model, run.dropout)
+        if key not in names:
+            names[key] = layer_groups(build_network(run, dataset)).names
+    return {run: names[dataset_key(run), run.model, run.dropout] for run in runs}
 
 
 def check_disk(store: ResultStore, needed_bytes: int) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from memlib.config import (
     CheckpointConfig,
+    DropoutConfig,
     NoiseConfig,
     RunConfig,
     TrainingConfig,
@@ -44,6 +45,30 @@ def test_the_run_id_of_the_default_run_never_changes():
     assert different_from_defaults(RunConfig()) == {}
 
 
+def test_runs_from_before_dropout_keep_their_ids():
+    before = {"model": {"width": 0.25}, "seed": 1, "training": {"epochs": 30}}  # as stored before there was dropout
+    assert build_config(RunConfig, before).run_id == "b8710a4f3c2168e7"
+    assert RunConfig(dropout=DropoutConfig()).run_id == RunConfig().run_id
+
+
+def test_a_dropout_setting_that_its_kind_does_not_use_is_no_other_run():
+    assert DropoutConfig(p_gen=0.4, after=("conv1",)) == DropoutConfig()
+    assert DropoutConfig(kind="sparse", p_mem=0.5) == DropoutConfig(kind="sparse")
+    assert DropoutConfig(kind="standard", p_drop=0.5, p_gen=0.4) == DropoutConfig(kind="standard", p_drop=0.5)
+    for kind, other in (
+        ("example_tied", {"p_gen": 0.4}),
+        ("example_tied", {"p_mem": 0.4}),
+        ("example_tied", {"after": ("conv1",)}),
+        ("standard", {"p_gen": 0.4}),
+        ("channel", {"p_drop": 0.4}),
+        ("sparse", {"p_gen": 0.4}),
+    ):
+        assert (
+            RunConfig(dropout=DropoutConfig(kind=kind, **other)).run_id
+            != RunConfig(dropout=DropoutConfig(kind=kind)).run_id
+        )
+
+
 def test_checkpoints_are_those_asked_for_that_the_run_reaches_and_its_last():
     config = RunConfig(training=TrainingConfig(epochs=5), checkpoints=CheckpointConfig(epochs=(4, 0, 10)))
     assert config.checkpoint_epochs == (0, 4, 5)
@@ -67,6 +92,10 @@ def test_checkpoints_are_those_asked_for_that_the_run_reaches_and_its_last():
         ({"model": 3}, "setting model is 3; give a table"),
         ({"checkpoints": {"epochs": [-1]}}, "give epochs from 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"dropout": {"kind": "tied"}}, "value of dropout.kind 'tied' is not known; choose from channel, example_tied"),
+        ({"dropout": {"p_gen": 0.0}}, r"dropout.p_gen is 0.0; give a share in \(0, 1\]"),
+        ({"dropout": {"p_mem": 1.5}}, r"dropout.p_mem is 1.5; give a share in \(0, 1\]"),
+        ({"dropout": {"kind": "standard", "p_drop": 1.0}}, r"dropout.p_drop is 1.0; give a share in \[0, 1\)"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_to_do(settings, message):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memlib
-from memlib.config import CheckpointConfig, DataConfig, ModelConfig, NoiseConfig, TrainingConfig
+from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
 from memlib.experiments import CriticalUnitsConfig, RetrainingConfig, RewindingConfig
 from memlib.results import SCHEMAS
 
@@ -25,6 +25,7 @@ def blocks(document, language):
     [
         ("README.md", "'group': 'classifier'"),
         ("docs/layers.md", "epoch  0: "),
+        ("docs/example_tied_dropout.md", "noisy"),
         ("docs/neurons.md", "without the units of example"),
     ],
 )
@@ -51,6 +52,7 @@ def test_every_option_the_readme_names_exists():
         ("data", DataConfig),
         ("noise", NoiseConfig),
         ("model", ModelConfig),
+        ("dropout", DropoutConfig),
         ("training", TrainingConfig),
         ("checkpoints", CheckpointConfig),
         ("rewinding", RewindingConfig),

@@ -5,15 +5,16 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from memlib.config import ModelConfig
+from memlib.config import DropoutConfig, ModelConfig
+from memlib.example_tied_dropout import ExampleTiedDropout, dropout_layers, set_mode, tie
 from memlib.experiments import RetrainingConfig
 from memlib.gradient_accounting import add_to_sums_, split_gradients, zero_sums
 from memlib.label_noise import flip_labels
 from memlib.layer_groups import layer_groups
 from memlib.layer_units import splits_of
-from memlib.models import build_model
+from memlib.models import ResNet9, build_model
 from memlib.retraining import Retraining, retrain
-from memlib.runs import prepare_data
+from memlib.runs import build_network, prepare_data
 from memlib.seeds import stream
 from memlib.training import TrainingState, training_step
 
@@ -59,6 +60,52 @@ def test_a_batch_without_noisy_examples_is_no_nan():
     logits, labels = layer(torch.rand(2, 4)), torch.tensor([0, 1])
     _, gradients = split_gradients(logits, labels, torch.zeros(2, dtype=torch.bool), list(layer.parameters()))
     assert all((g == 0).all() for g in gradients.noisy)
+
+
+def test_example_tied_dropout_stores_no_masks_whatever_the_number_of_examples():
+    """The released code stored a float mask of [examples, channels, height, width] a layer: 15 GB for the first."""
+    layer = ExampleTiedDropout(name="first")
+    for ids in (torch.tensor([0, 1]), torch.tensor([2**63 - 1, 2**62])):
+        assert layer(torch.ones(2, 64, 4, 4), ids).shape == (2, 64, 4, 4)
+    held = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    assert held + list(layer.state_dict().values()) == []
+
+
+def test_an_example_first_met_late_has_a_mask_too():
+    """The released code filled its table in the first epoch only; an example met later was zero in silence."""
+    layer = ExampleTiedDropout(p_mem=0.5, name="first")
+    layer(torch.ones(2, 64), torch.tensor([0, 1]))
+    assert layer(torch.ones(1, 64), torch.tensor([1_000_000])).sum() > 13
+
+
+def test_layers_of_different_shape_share_nothing():
+    """The released code was one module for all layers."""
+    tied = tie(ResNet9(in_channels=1, num_classes=3, width=0.125))
+    layers = dropout_layers(tied)
+    assert len(set(map(id, layers))) == len({layer.key for layer in layers}) == 6
+
+
+def test_masks_leave_the_global_random_stream_alone():
+    """The released code reseeded the global generator for every example."""
+    before = torch.get_rng_state()
+    ExampleTiedDropout(name="first")(torch.ones(2, 64), torch.tensor([0, 1]))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_evaluating_edits_no_activation_in_place():
+    """The released code overwrote the caller's tensor in its evaluation modes."""
+    layer = ExampleTiedDropout(name="first")
+    for mode in ("scaled", "dropped"):
+        set_mode(layer, mode)
+        activations = torch.ones(2, 64)
+        layer(activations)
+        assert (activations == 1).all()
+
+
+def test_a_run_trains_with_example_tied_dropout(digits, small_run):
+    """In the released code no script did: the line that would was commented out."""
+    config = replace(small_run, dropout=DropoutConfig(kind="example_tied", p_gen=0.3))
+    assert len(dropout_layers(build_network(config, digits))) == 6
 
 
 def test_no_tensor_of_the_vit_lies_in_two_groups_and_no_buffer_in_none():

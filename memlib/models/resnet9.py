@@ -73,3 +73,7 @@ class ResNet9(nn.Module):
         blocks = ["conv1", "conv2", "residual1.first", "residual1.second", "conv3"]
         blocks += ["residual2.first", "residual2.second", "conv4", "classifier"]
         return {name: [name] for name in blocks}
+
+    def dropout_places(self) -> list[str]:
+        """Return the specification's six modules after which dropout goes, in order of depth."""
+        return ["conv1", "conv2", "residual1", "conv3", "residual2", "conv4"]
