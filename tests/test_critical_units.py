@@ -203,6 +203,7 @@ def test_without_a_unit_of_positive_score_the_search_ends_not_flipped():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.ReLU(), nn.Linear(2, 2))
     with torch.no_grad():
         model[1].weight.zero_()  # removing a filter of zeros changes nothing
+        model[1].bias.zero_()  # out - bias is then zero to the last bit
     pixels = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = ImageSet(pixels, model(normalize(pixels)).argmax(dim=1), torch.arange(4))
     config = CriticalUnitsConfig(reference_size=2)
