@@ -140,8 +140,8 @@ def training_step(
         with autocast(state.precision, device):
             logits = state.model(inputs, **with_ids)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
-        parameter.grad = _laid_out_like(parameter, clean + noisy)
+    for parameter, total in zip(parameters, torch._foreach_add(gradients.clean, gradients.noisy), strict=True):
+        parameter.grad = _laid_out_like(parameter, total)
     state.optimizer.step()
     return loss, gradients
 
