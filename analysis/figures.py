@@ -18,6 +18,7 @@ from analysis import (
     criticality,
     gradients,
     learning_curves,
+    mislabels,
     retraining,
     rewinding,
     rewinding_sets,
@@ -47,6 +48,7 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("figure5", critical_units.draw),
     ("figure5_clean_split", clean_split.draw),
     ("shared_units", shared_units.draw),
+    ("mislabels", mislabels.draw),
 )
 
 
