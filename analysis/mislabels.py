@@ -15,7 +15,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import mean_and_std, spread_over
+from analysis.captions import count, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
@@ -106,7 +106,9 @@ def _table(measures: pl.DataFrame) -> str:
     for method in _methods_of(measures):
         chosen = measures.filter(method=method)
         numbers = [_spell(over_seeds(chosen, by=["method"], value=column)) for column in columns]
-        lines.append([f"`{method}`", chosen["evidence"][0].replace("_", " "), *numbers])
+        runs = chosen.height, measures["run_id"].n_unique()
+        judged = "" if runs[0] == runs[1] else f" ({runs[0]} of {count(runs[1], 'run')})"
+        lines.append([f"`{method}`{judged}", chosen["evidence"][0].replace("_", " "), *numbers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -118,7 +120,7 @@ def _spell(means: pl.DataFrame) -> str:
 def _plot(title: str, measures: pl.DataFrame, *, share: float) -> Figure:
     methods = _methods_of(measures)
     with house_style():
-        figure = new_figure(title, height=1.1 + _ROW * len(methods))
+        figure = new_figure(title, height=1.25 + _ROW * len(methods))
         axes = figure.subplots()
         for chance in (0.5, share):
             axes.axvline(chance, color=REFERENCE.colour, linestyle=":", linewidth=REFERENCE.width)
@@ -128,7 +130,7 @@ def _plot(title: str, measures: pl.DataFrame, *, share: float) -> Figure:
         axes.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_xlim(-0.03, 1.03)
-        place_legend_below(figure, axes)
+        place_legend_below(figure, axes, columns=2)  # three do not fit beside each other
     return figure
 
 
