@@ -25,7 +25,9 @@ _MOST_COLUMNS = 7
 _LONGEST_NAME = 12  # characters of a class's name
 _CHARACTER = 0.049  # inches, of a label
 _LABEL = 6.0  # points
-_PICTURE = 0.42  # inches, the side of an image
+_SMALLEST, _LARGEST = 0.36, 0.5  # inches, the side of an image
+_GAP = 0.04  # inches, between labels
+_LINE = 0.095  # inches, a line of a label
 
 
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
@@ -47,7 +49,9 @@ def _draw(name: str, cell: TiedCell, rows: pl.DataFrame, *, results: Results) ->
         f"{shown['margin'][0]:.1f} to {shown['margin'][-1]:.1f}. {_how_many(cell, rows, shown.height, results)}"
     )
     table = Table(
-        f"Clean examples forgotten on dropping: {cell.title}.",
+        f"Clean examples forgotten on dropping: {cell.title}",
+        "Ids are positions in the source's own order of training images; margins are those without memorization "
+        "neurons.",
         tuple(Column(head) for head in ("example", "assigned", "new prediction", "margin")),
         tuple(
             (str(row["example_id"]), row["assigned_name"], row["new_name"], f"{row['margin']:.2f}")
@@ -72,10 +76,9 @@ def _how_many(cell: TiedCell, rows: pl.DataFrame, n_shown: int, results: Results
 
 def _columns_for(found: pl.DataFrame) -> int:
     """Return how many images fit side by side with their labels."""
-    longest = max(len(label) for label in _labels(found))
-    two_lines = max(len(line) for label in _labels(found) for line in label.split("\n"))
-    width = max(_PICTURE, _CHARACTER * min(longest, two_lines))
-    return max(1, min(_MOST_COLUMNS, int(COLUMN_WIDTH / (width + 0.04))))
+    longest = max(len(line) for label in _labels(found) for line in label.split("\n"))
+    width = max(_SMALLEST, _CHARACTER * longest) + _GAP
+    return max(1, min(_MOST_COLUMNS, int(COLUMN_WIDTH / width)))
 
 
 def _labels(shown: pl.DataFrame) -> list[str]:
@@ -92,12 +95,14 @@ def _plot(title: str, shown: pl.DataFrame, n_columns: int) -> Figure:
     labels = _labels(shown)
     n_rows = -(-len(labels) // n_columns)
     n_lines = 1 + max(label.count("\n") for label in labels)
+    picture = min(_LARGEST, COLUMN_WIDTH / n_columns - _GAP)
     with house_style():
-        figure = new_figure(title, height=0.35 + n_rows * (_PICTURE + 0.06 + 0.1 * n_lines))
+        figure = new_figure(title, height=0.3 + n_rows * (picture + _LINE * n_lines + 2 * _GAP))
+        figure.get_layout_engine().set(w_pad=_GAP / 2, h_pad=_GAP / 2, wspace=0, hspace=0)
         panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
         for axes in panels:
             axes.axis("off")
         for axes, png, label in zip(panels, shown["png"], labels, strict=False):
             axes.imshow(imread(io.BytesIO(png), format="png"), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_title(label, fontsize=_LABEL, pad=2, linespacing=1.0)
+            axes.set_title(label, fontsize=_LABEL, pad=1.5, linespacing=1.0)
     return figure

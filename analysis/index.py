@@ -31,7 +31,7 @@ def describe(drawn: Drawn) -> Section:
     """Return the index section of a drawn figure."""
     source, name = drawn.source, drawn.name
     seeds = ", ".join(str(seed) for seed in source.seeds)
-    tables = "".join(f"{to_markdown(table)}\n" for table in drawn.tables)
+    tables = "".join(f"{to_markdown(table, with_caption=False)}\n" for table in drawn.tables)
     files = f"[PDF]({name}.pdf)" + (f" [tables]({name}.md) [LaTeX]({name}.tex)" if tables else "")
     text = (
         f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n{tables}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.captions import count, judged_on, spread_over
-from analysis.cells import Cell, over_seeds
+from analysis.cells import over_seeds
 from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
 from analysis.dropouts import MISSING as NOT_RUN
 from analysis.dropouts import TiedCell, config_of, controls_of, final_accuracies, tied_cells
@@ -64,16 +65,19 @@ def draw(results: Results, options: Options) -> Iterator[Outcome]:
 
 def _draw(name: str, cell: TiedCell, rows: pl.DataFrame, *, results: Results) -> Outcome:
     controls = controls_of(results, cell)
-    plain = {name: final_accuracies(results, control) for name, control in controls.items()}
+    plain = {control: final_accuracies(results, found) for control, found in controls.items()}
     tied = Line("example-tied dropout", _percents(_before(rows)), _percents(_variant(rows, "dropped")))
-    lines = [*(Line(name, _percents(found), {}) for name, found in plain.items()), tied]
+    lines = [*(Line(control, _percents(found), {}) for control, found in plain.items()), tied]
     source = source_of("dropout", rows)
-    caption = " ".join([_explain(cell, config_of(results, cell), source.seeds), _seeds_of(plain, source.seeds)])
-    caption += f" {judged_on(_variant(rows, 'dropped'), SPLITS)}"
+    judged = judged_on(_variant(rows, "dropped"), SPLITS)
+    parts = [_explain(config_of(results, cell)), spread_over(source.seeds), _seeds_of(plain, source.seeds), judged]
+    caption = " ".join(part for part in parts if part)
     heading = f"Table 1: {cell.title}"
-    tables = (_table(cell, lines, f"{heading}. {caption}"), _variants(rows, f"Ways to drop: {cell.title}, in %."))
-    figure = _plot(cell, lines)
-    return Drawn(figure, name, heading, f"{caption} {_name_effect(lines)}", source, tables)
+    tables = (
+        _table(cell, lines, f"Accuracy before and after dropping: {cell.title}", caption),
+        _variants(rows, f"Ways to drop: {cell.title}"),
+    )
+    return Drawn(_plot(cell, lines), name, heading, f"{caption} {_name_effect(lines)}", source, tables)
 
 
 def _before(rows: pl.DataFrame) -> pl.DataFrame:
@@ -89,21 +93,21 @@ def _percents(rows: pl.DataFrame) -> dict[str, Percent]:
     return {split: (100 * mean, None if std is None else 100 * std) for split, mean, std in found.iter_rows()}
 
 
-def _explain(cell: Cell, config: RunConfig, seeds: tuple[int, ...]) -> str:
+def _explain(config: RunConfig) -> str:
     dropout, training = config.dropout, config.training
     return (
         "Accuracy in %, against the assigned label. Before: clean and noisy training examples under their own masks, "
         "test examples with all neurons on (memorization neurons times p_mem); after: memorization neurons dropped. "
         f"p_gen {dropout.p_gen:g}, p_mem {dropout.p_mem:g}, {count(training.epochs, 'epoch')} of "
         f"{training.schedule.replace('_', '-')} to {training.peak_lr:g}; the other networks have the same places for "
-        f"dropout and the same schedule. {spread_over(seeds)}"
+        "dropout and the same schedule."
     )
 
 
-def _seeds_of(plain: Mapping[str, pl.DataFrame], seeds: tuple[int, ...]) -> str:
+def _seeds_of(plain: Mapping[str, pl.DataFrame], seeds: Sequence[int]) -> str:
     """Return which controls have other seeds; nothing if none has."""
     found = {name: tuple(rows["seed"].unique().sort()) for name, rows in plain.items()}
-    others = [f"{name} {count(len(own), 'seed')}" for name, own in found.items() if own != seeds]
+    others = [f"{name} {count(len(own), 'seed')}" for name, own in found.items() if own != tuple(seeds)]
     return f"Other seeds: {', '.join(others)}." if others else ""
 
 
@@ -115,19 +119,20 @@ def _name_effect(lines: list[Line]) -> str:
     return f"Example-tied dropout: {', '.join(parts)}."
 
 
-def _table(cell: Cell, lines: list[Line], caption: str) -> Table:
+def _table(cell: TiedCell, lines: list[Line], title: str, caption: str) -> Table:
     columns = (Column("network"), *(Column(split, when) for when in ("before", "after") for split in SPLITS))
-    rows = [(line.name, *_entries(line.before), *_entries(line.after)) for line in reversed(lines)]
+    rows = [(line.name, *_entries(line.before), *_entries(line.after)) for line in (lines[-1], *lines[:-1])]
     paper = PAPER.get(cell.dataset)
     if paper is not None:
         rows.insert(1, ("the paper's", *(f"{value:.1f}" for value in paper)))
-    return Table(caption, columns, tuple(rows))
+    return Table(title, caption, columns, tuple(rows))
 
 
-def _variants(rows: pl.DataFrame, caption: str) -> Table:
+def _variants(rows: pl.DataFrame, title: str) -> Table:
     found = [(name, _percents(_variant(rows, *how))) for name, *how in _VARIANTS]
     entries = tuple((name, *_entries(percents)) for name, percents in found if percents)
-    return Table(caption, (Column("network"), *map(Column, SPLITS)), entries)
+    caption = "Accuracy in %, against the assigned label, after training."
+    return Table(title, caption, (Column("network"), *map(Column, SPLITS)), entries)
 
 
 def _entries(percents: Mapping[str, Percent]) -> list[str]:
@@ -159,10 +164,11 @@ def _plot(cell: TiedCell, lines: list[Line]) -> Figure:
             axes.tick_params(axis="y", length=0)
         left.set_yticks(range(len(shown)), [name for name, _ in shown])
         left.set_ylim(last + 0.5, -0.5)
-        left.set_xlim(-4, 104)
+        left.set_xlim(-5, 107)
         left.set_xlabel("training examples (%)")
-        right.set_xlabel("test examples (%)")
-        _place_legend(figure, (left, right))
+        right.set_xlabel("test (%)")
+        right.margins(x=0.15)
+        _place_legend(figure, with_paper=cell.dataset in PAPER)
     return figure
 
 
@@ -179,7 +185,6 @@ def _plot_splits(axes: Axes, shown: list[Mapping[str, Percent]], splits: Sequenc
             color=stroke.colour,
             elinewidth=0.8,
             capsize=1.5,
-            label=split,
         )
 
 
@@ -190,11 +195,15 @@ def _plot_paper(axes: Axes, paper: Sequence[float], splits: Sequence[str], befor
         if split in splits:
             stroke = STROKES[split]
             y = place + _SHIFTS[split]
-            axes.plot(value, y, stroke.marker, color=stroke.colour, fillstyle="none", markersize=6, label="_paper")
+            axes.plot(value, y, stroke.marker, color=stroke.colour, fillstyle="none", markersize=6)
 
 
-def _place_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
-    if any(line.get_label() == "_paper" for axes in panels for line in axes.lines):
-        handles.append(Line2D([], [], linestyle="", marker="o", color="black", fillstyle="none", label="the paper's"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, borderpad=0.2, columnspacing=1.0)
+def _place_legend(figure: Figure, *, with_paper: bool) -> None:
+    handles = [_handle(STROKES[split].marker, STROKES[split].colour, split) for split in SPLITS]
+    if with_paper:
+        handles.append(_handle("o", "black", "the paper's", fillstyle="none"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, borderpad=0.2, handletextpad=0.2)
+
+
+def _handle(marker: str, colour: str, label: str, fillstyle: Literal["full", "none"] = "full") -> Line2D:
+    return Line2D([], [], linestyle="", marker=marker, color=colour, fillstyle=fillstyle, label=label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,7 +10,7 @@ from pathlib import Path
 
 MISSING = "—"
 
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|"} | {"\n": " "})
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)")  # an underscore inside a word is one
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
@@ -30,6 +31,7 @@ class Column:
 class Table:
     """A table of texts, not yet escaped; the first column names the rows."""
 
+    title: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -40,12 +42,13 @@ class Table:
                 raise ValueError(f"a row has {len(row)} entries, the table {len(self.columns)} columns: {row}")
 
 
-def to_markdown(table: Table) -> str:
-    """Return the caption and the table; a column's group stands before its name."""
+def to_markdown(table: Table, *, with_caption: bool = True) -> str:
+    """Return the title, the caption and the table; a column's group stands before its name."""
     heads = [f"{column.group}: {column.name}" if column.group else column.name for column in table.columns]
     rules = ["---", *["---:"] * (len(heads) - 1)]
     lines = [_markdown_row(heads), f"| {' | '.join(rules)} |", *map(_markdown_row, table.rows)]
-    return "\n".join([table.caption.translate(_MARKDOWN), "", *lines, ""])
+    head = f"**{_markdown(table.title)}.**" + (f" {_markdown(table.caption)}" if with_caption else "")
+    return "\n".join([head, "", *lines, ""])
 
 
 def to_latex(table: Table) -> str:
@@ -60,7 +63,7 @@ def to_latex(table: Table) -> str:
         r"\bottomrule",
     ]
     lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{layout}}}", *body, r"\end{tabular}"]
-    return "\n".join([*lines, rf"\caption{{{_latex(table.caption)}}}", r"\end{table}", ""])
+    return "\n".join([*lines, rf"\caption{{{_latex(f'{table.title}. {table.caption}')}}}", r"\end{table}", ""])
 
 
 def save_tables(tables: Sequence[Table], folder: Path, name: str) -> list[Path]:
@@ -73,8 +76,12 @@ def save_tables(tables: Sequence[Table], folder: Path, name: str) -> list[Path]:
     return [markdown, latex]
 
 
+def _markdown(text: str) -> str:
+    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", " ".join(text.split()))
+
+
 def _markdown_row(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(entry.translate(_MARKDOWN) for entry in entries)} |"
+    return f"| {' | '.join(map(_markdown, entries))} |"
 
 
 def _latex(text: str) -> str:
