@@ -62,7 +62,7 @@ class Skipped:
 
 
 Outcome = Drawn | Skipped
-Part = TypeVar("Part", Cell, Comparison)
+Part = TypeVar("Part", bound=Cell | Comparison)
 
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:

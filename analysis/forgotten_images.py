@@ -98,7 +98,7 @@ def _plot(title: str, shown: pl.DataFrame, n_columns: int) -> Figure:
     picture = min(_LARGEST, COLUMN_WIDTH / n_columns - _GAP)
     with house_style():
         figure = new_figure(title, height=0.3 + n_rows * (picture + _LINE * n_lines + 2 * _GAP))
-        figure.get_layout_engine().set(w_pad=_GAP / 2, h_pad=_GAP / 2, wspace=0, hspace=0)
+        figure.set_layout_engine("constrained", w_pad=_GAP / 2, h_pad=_GAP / 2, wspace=0, hspace=0)
         panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
         for axes in panels:
             axes.axis("off")

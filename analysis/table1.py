@@ -129,8 +129,10 @@ def _table(cell: TiedCell, lines: list[Line], title: str, caption: str) -> Table
 
 
 def _variants(rows: pl.DataFrame, title: str) -> Table:
-    found = [(name, _percents(_variant(rows, *how))) for name, *how in _VARIANTS]
-    entries = tuple((name, *_entries(percents)) for name, percents in found if percents)
+    found = {
+        name: _percents(_variant(rows, mode, batchnorm, rescaled)) for name, mode, batchnorm, rescaled in _VARIANTS
+    }
+    entries = tuple((name, *_entries(percents)) for name, percents in found.items() if percents)
     caption = "Accuracy in %, against the assigned label, after training."
     return Table(title, caption, (Column("network"), *map(Column, SPLITS)), entries)
 
@@ -175,12 +177,11 @@ def _plot(cell: TiedCell, lines: list[Line]) -> Figure:
 def _plot_splits(axes: Axes, shown: list[Mapping[str, Percent]], splits: Sequence[str]) -> None:
     for split in splits:
         stroke = STROKES[split]
-        found = [(y + _SHIFTS[split], *percents[split]) for y, percents in enumerate(shown) if split in percents]
-        places, means, stds = ([entry[i] for entry in found] for i in range(3))
+        found = {y: percents[split] for y, percents in enumerate(shown) if split in percents}
         axes.errorbar(
-            means,
-            places,
-            xerr=[std or 0 for std in stds],
+            [mean for mean, _ in found.values()],
+            [y + _SHIFTS[split] for y in found],
+            xerr=[std or 0 for _, std in found.values()],
             fmt=stroke.marker,
             color=stroke.colour,
             elinewidth=0.8,
