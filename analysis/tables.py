@@ -13,7 +13,13 @@ MISSING = "—"
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)")  # an underscore inside a word is one
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "`": r"\textasciigrave{}",
+        "\n": " ",
+    }
     | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$"}
     | {"ρ": r"$\rho$", "—": "---", "–": "--", "…": r"\dots{}", "’": "'", "[": "{[}", "]": "{]}", "*": "{*}"}
 )

@@ -394,8 +394,10 @@ def test_figures_without_rows_are_skipped_by_name_with_what_to_run(store, tmp_pa
     assert main([]) == 0
     tables = {"figure1": "gradients", "figure2": "gradients", "figure3": "rewinding", "criticality": "rewinding"}
     tables |= {"figure4": "retraining", "figure5": "critical_units", "shared_units": "removed_units"}
+    reasons = {name: f"no rows in table {table}" for name, table in tables.items()}
+    reasons["table1"] = "no finished run with example-tied dropout"
     assert capsys.readouterr().err.splitlines() == [
-        f"{name} skipped: no rows in table {table}; run python sweeps/full_paper.py" for name, table in tables.items()
+        f"{name} skipped: {reason}; run python sweeps/full_paper.py" for name, reason in reasons.items()
     ]
     assert main(["--results", str(tmp_path / "results"), "--only", "figure2"]) == 1
     assert f"run python sweeps/full_paper.py --results {tmp_path / 'results'}\n" in capsys.readouterr().err
@@ -417,7 +419,7 @@ def test_nothing_to_draw_is_status_1_with_the_reason_and_the_failed_runs_are_lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "figure6"], "figure 'figure6' is not known; did you mean 'figure5'?"),
+        (["--only", "figure55"], "figure 'figure55' is not known; did you mean 'figure5'?"),
         (["--gradient-epochs", "20", "15"], "--gradient-epochs is 20 15; give the first and the last epoch"),
         (["--results", "nowhere"], "there are no results at nowhere; run python sweeps/full_paper.py"),
         (["--figures", "taken"], "cannot write figures to taken (File exists); give another folder with --figures."),
@@ -442,7 +444,7 @@ def test_paths_and_colons_in_names_are_drawn_under_safe_file_names(store, tmp_pa
     config = make_config(seed=0, dataset="parquet:/x/y", model="timm:resnet18.a1_in1k")
     add_everything(store, config, groups=("stem", "head"))
     paths, skipped = draw_figures(load_tables(store), tmp_path / "figures")
-    assert skipped == []
+    assert [skip.name for skip in skipped] == ["table1"]
     assert paths[0].name == "learning_curves-parquet_x_y-timm_resnet18.a1_in1k.png"
     assert {"figure3-parquet_x_y.png", "criticality-parquet_x_y.pdf"} < {path.name for path in paths}
     assert "parquet:/x/y, timm:resnet18.a1_in1k" in (tmp_path / "figures" / "index.md").read_text()
