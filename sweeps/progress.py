@@ -42,6 +42,8 @@ def task_label(task: Task) -> str:
     settings = task.units[0].settings
     if task.experiment == "critical_units":
         what = f"part {settings['part']} of the {settings['kind']} examples"
+    elif task.experiment == "cross_validation":
+        what = f"fold {settings['fold'] + 1}/{settings['folds']}"
     else:
         what = "+".join(settings["groups"]) if "groups" in settings else settings["group"]
     return f"{task.experiment} {what} of {run_label(task.run)}"
