@@ -112,11 +112,11 @@ def _seeds_of(plain: Mapping[str, pl.DataFrame], seeds: Sequence[int]) -> str:
 
 
 def _name_effect(lines: list[Line]) -> str:
-    tied, plain = lines[-1], {line.name: line.before for line in lines[:-1]}
-    parts = [f"noisy {_spell(tied.before.get('noisy'))} before and {_spell(tied.after.get('noisy'))} after"]
-    parts += [f"test {_spell(tied.after.get('test'))} after"]
-    parts += [f"{_spell(found['test'])} with {name}" for name, found in plain.items() if "test" in found]
-    return f"Example-tied dropout: {', '.join(parts)}."
+    *controls, tied = lines
+    noisy = f"noisy {_spell(tied.before.get('noisy'))} before and {_spell(tied.after.get('noisy'))} after; "
+    test = [f"{_spell(tied.after.get('test'))} after"]
+    test += [f"{_spell(line.before['test'])} with {line.name}" for line in controls if "test" in line.before]
+    return f"Example-tied dropout: {noisy if 'noisy' in tied.before else ''}test {', '.join(test)}."
 
 
 def _table(cell: TiedCell, lines: list[Line], title: str, caption: str) -> Table:

@@ -13,6 +13,7 @@ from analysis_rows import (
     add_finished,
     add_forgotten,
     add_run,
+    dropout_rows,
     make_config,
     make_dropout_config,
 )
@@ -155,6 +156,17 @@ def test_example_tied_dropout_of_two_settings_is_two_tables_each_with_its_own_co
     assert [o.name for o in outcomes(table1.draw, store)] == [
         f"table1-digits-resnet9-dropout.p_gen={p}" for p in (0.25, 0.5)
     ]
+
+
+def test_without_noise_there_is_no_noisy_column_entry_and_no_word_of_it(store):
+    config = make_dropout_config("example_tied", seed=0)
+    add_run(store, config)
+    rows = [row for row in dropout_rows(config) if row["split"] != "noisy"]
+    store.write("dropout", config.run_id, table_from_rows("dropout", rows))
+    drawn = draw_one(table1.draw, store)
+    entries = drawn.tables[0].rows[0]
+    assert (entries[2], entries[5]) == ("—", "—")
+    assert "Example-tied dropout: test " in drawn.caption
 
 
 def test_runs_on_another_schedule_or_share_of_noise_are_no_controls(store):

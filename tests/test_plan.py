@@ -9,6 +9,7 @@ from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.models import check_model_name
 from sweeps.plan import load_preset, merge, parse_preset, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.progress import run_label
 
 MINIMAL = 'datasets = ["digits"]\nmodels = ["resnet9"]\nseeds = [0, 1]\nnoise = [0.1]\n'
 
@@ -74,6 +75,13 @@ def test_table_1_is_planned_of_resnet9_with_every_control_on_one_schedule(name):
         assert len(alike) == 1
     # Label errors are scored from every epoch of these.
     assert {r.training.evaluate_every for r in table_1 if r.dropout.kind in ("example_tied", "none")} == {1}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_run_of_a_preset_has_its_own_name_in_messages(name):
+    labels = [run_label(run) for run in plan_runs(load_preset(name))]
+    assert len(set(labels)) == len(labels)
+    assert labels[0].endswith("resnet9 noise 0.1 seed 0")
 
 
 def test_a_dropout_takes_its_settings_over_the_main_ones_and_no_experiments():
