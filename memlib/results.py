@@ -170,6 +170,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         margin=pa.float64(),  # logit of the assigned label minus the largest other logit
         loss=pa.float64(),
     ),
+    "forgotten_images": _schema(  # clean training examples right under tied masks and wrong when dropped
+        example_id=pa.int64(),
+        assigned=pa.int64(),
+        original=pa.int64(),
+        new_prediction=pa.int64(),  # in mode dropped
+        assigned_name=pa.string(),  # of the class
+        new_name=pa.string(),
+        margin=pa.float64(),  # in mode dropped; the lowest are kept
+        n_forgotten=pa.int64(),  # of the run, kept or not
+        png=pa.binary(),  # the image as trained on
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Generator, Mapping, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from memlib.control_dropouts import check_widths, insert_dropout
 from memlib.datasets import Dataset, ImageSet, balanced_subset
 from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
+from memlib.forgotten_images import forgotten_images
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
@@ -123,6 +124,8 @@ def perform_run(
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":
         store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))
+    if config.dropout.kind == "example_tied":
+        store.write("forgotten_images", run_id, _forgotten_rows(run_id, found, data, dataset.class_names))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
     store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
@@ -235,6 +238,13 @@ def _dynamics_rows(run_id: str, dynamics: TrainingDynamics, ids: Tensor) -> pa.T
 def _dropout_rows(run_id: str, found: list[ModePredictions], data: TrainingData) -> pa.Table:
     rows = [{"run_id": run_id, **asdict(result)} for result in mode_accuracies(found, data)]
     return table_from_rows("dropout", rows)
+
+
+def _forgotten_rows(run_id: str, found: list[ModePredictions], data: RunData, class_names: Sequence[str]) -> pa.Table:
+    by_mode = {predictions.variant.mode: predictions.train for predictions in found if predictions.variant.is_main}
+    predictions = (by_mode["tied"], by_mode["dropped"])
+    images = forgotten_images(data.train, predictions, data.noisy_labels, class_names=class_names)
+    return table_from_rows("forgotten_images", [{"run_id": run_id, **asdict(image)} for image in images])
 
 
 def _example_rows(run_id: str, found: list[ModePredictions], data: RunData) -> pa.Table:
