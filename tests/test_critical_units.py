@@ -21,6 +21,7 @@ from memlib.edited_accuracies import edited_accuracies
 from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict
 from memlib.experiments import CriticalUnitsConfig
+from memlib.gated_network import GatedNetwork
 from memlib.models import ResNet9
 from memlib.network_units import network_units
 from memlib.noisy_copies import noisy_copies
@@ -164,6 +165,36 @@ def test_a_chunk_that_does_not_fit_is_halved_and_the_results_stay(error):
     assert [i for piece in chunks.run_in_chunks(10, size, work) for i in piece] == list(range(10))
     assert size.items == 2
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_search_that_runs_out_of_memory_finds_the_same_in_smaller_chunks(monkeypatch, error):
+    model, data = memorized(resnet9)
+    whole, _, _ = search(model, data, max_steps=3)
+    is_noisy = torch.arange(len(data)) % 4 == 0
+    judged = edited_accuracies(model, whole.units, whole.found, (data, is_noisy), device=CPU)
+    compute, sizes = GatedNetwork.logits, []
+
+    def run_short(network, inputs, gates, **how):
+        sizes.append(len(inputs))
+        if len(inputs) > 7:
+            raise error
+        return compute(network, inputs, gates, **how)
+
+    monkeypatch.setattr(GatedNetwork, "logits", run_short)
+    short, _, _ = search(model, data, max_steps=3)
+    assert sequences(short) == sequences(whole)
+    assert edited_accuracies(model, whole.units, whole.found, (data, is_noisy), device=CPU) == judged
+    assert max(sizes) > 7  # it was tried, and refused
 
 
 def test_one_example_that_does_not_fit_is_named():
