@@ -279,7 +279,7 @@ def judge(setting: Setting, exact: CriticalUnitsSearch, options: argparse.Namesp
     for limit in (len(setting.train), *(n for n in JUDGED if n < len(setting.train))):
         judged = balanced_subset(setting.train, limit, 10, stream(0, "bench_judged"))
         is_noisy = torch.isin(judged.ids, setting.train.ids[setting.is_noisy])
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", "bfloat16") if rows else ("float32",):
             started = now()
             accuracies = edited_accuracies(
                 setting.model, exact.units, exact.found, (judged, is_noisy), device=setting.device, precision=precision
