@@ -43,4 +43,4 @@ cluster-environment: .venv-cluster/.installed
 	touch $@
 
 lab-test: cluster-environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
-	$(CLUSTER)/python -m pytest -m lab
+	$(CLUSTER)/python -m pytest -m "lab or not lab" -rs tests/test_cluster_files.py tests/test_aws.py tests/lab

@@ -56,7 +56,7 @@ def prepare(session: boto3.Session, options: argparse.Namespace) -> int:
     for role in ROLES:
         _make_role(session.client("iam"), f"{NAME}-{role}", _policy(role, values))
     _make_spot_role(session.client("iam"))
-    group = _make_group(session.client("ec2"), source)
+    group = _make_group(session.client("ec2"), source, options.vpc)
     image = options.image or session.client("ssm").get_parameter(Name=IMAGE)["Parameter"]["Value"]
     fill_in(options.cluster, group, image)
     launcher = HERE / "iam-launcher.filled.json"
@@ -173,23 +173,28 @@ def _groups(ec2: Client) -> list[dict[str, Any]]:
     return ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [NAME]}])["SecurityGroups"]
 
 
-def _make_group(ec2: Client, source: str) -> str:
+def _make_group(ec2: Client, source: str, vpc: str | None) -> str:
     """Return the group with exactly two rules: SSH from `source`, and everything among its own members."""
     groups = _groups(ec2)
     if groups:
         group, rules = groups[0]["GroupId"], groups[0]["IpPermissions"]
     else:
-        vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
-        if not vpcs:
-            raise InputError("this region has no default VPC; make one with aws ec2 create-default-vpc.")
-        made = ec2.create_security_group(GroupName=NAME, Description="SSH from one place", VpcId=vpcs[0]["VpcId"])
-        group, rules = made["GroupId"], []
+        vpc = vpc or _default_vpc(ec2)
+        group = ec2.create_security_group(GroupName=NAME, Description="SSH from one place", VpcId=vpc)["GroupId"]
+        rules = []
     if rules:
         ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
     ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": source}]}
     among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, among])
     return group
+
+
+def _default_vpc(ec2: Client) -> str:
+    vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    if not vpcs:
+        raise InputError("this region has no default VPC; name one with --vpc.")
+    return vpcs[0]["VpcId"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--bucket", required=True, help="of the results; made if you have none of that name")
     add.add_argument("--from", dest="source", metavar="NETWORK", help="SSH from here; default: this machine's address")
     add.add_argument("--image", metavar="AMI", help="default: AWS's newest base image with NVIDIA's driver")
+    add.add_argument("--vpc", metavar="ID", help="network of the machines; default: the region's default VPC")
     add.set_defaults(command=prepare)
     commands.add_parser("leftovers", help="what still costs").set_defaults(command=leftovers)
     commands.add_parser("remove", help="delete roles and security group").set_defaults(command=remove)

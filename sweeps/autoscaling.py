@@ -26,8 +26,11 @@ class Growth:
     unasked: int
 
 
-def read_growth(file: Path) -> Growth | None:
-    """Return what the cluster file at `file` allows; None where there is none."""
+def read_growth(file: Path, *, device: str = "auto") -> Growth | None:
+    """Return what the cluster file at `file` allows; None where there is none.
+
+    device: with `cpu`, machines with GPUs do not count where there are others: Ray starts them for no such work.
+    """
     try:
         cluster = yaml.safe_load(file.read_text())
     except FileNotFoundError:
@@ -35,6 +38,8 @@ def read_growth(file: Path) -> Growth | None:
     workers = {name: t for name, t in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
     if len(cluster["available_node_types"]) == 1:  # of provider `local`: the head's type is the workers' too
         workers = cluster["available_node_types"]
+    plain = {name: t for name, t in workers.items() if not t["resources"].get("GPU")}
+    workers = plain if device == "cpu" and plain else workers
     most = int(cluster.get("max_workers", 0))
     return Growth(
         _most(workers, "CPU", most),

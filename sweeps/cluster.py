@@ -73,7 +73,9 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
             f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
             "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
         ) from error
-    growth = read_growth(Path(CLUSTER_FILE).expanduser()) if address is not None and _on_head() else None
+    growth = None
+    if address is not None and _on_head():
+        growth = read_growth(Path(CLUSTER_FILE).expanduser(), device=device)
     capacity = _with_growth(_present(), growth)
     if capacity.cpus == 0 or (growth is not None and growth.unasked):
         capacity = _with_growth(_wait_for_workers(growth.unasked if growth else 1, say), growth)

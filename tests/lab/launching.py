@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Launcher:
             **(environment or {}),
         }
         self("get-auth-token", "--generate")
+        self.token = (lab.home / ".ray" / "auth_token").read_text()
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
         """Run `ray ARGUMENTS` in the repository, as the documents say, and return what it prints."""
@@ -69,7 +72,7 @@ class Launcher:
             command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            wait_until(lambda: _answers(port), 60, "the dashboard's tunnel")
+            wait_until(lambda: answers("127.0.0.1", port), 60, "the dashboard's tunnel")
             yield f"http://127.0.0.1:{port}"
         finally:
             tunnel.terminate()
@@ -91,22 +94,33 @@ class Sweep:
     def log(self) -> str:
         return self._launcher("job", "logs", "--address", self._address, "sweep")
 
+    def ended(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._status() in ("succeeded", "failed", "stopped")
+
     def wait(self, seconds: float) -> str:
         """Wait for its end and return what it printed; it must have ended well."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            status = self._launcher("job", "status", "--address", self._address, "sweep")
-            if "succeeded" in status.lower():
-                return self.log()
-            assert "failed" not in status.lower(), status + self.log()
-            time.sleep(1)
-        raise AssertionError(f"the sweep did not end within {seconds} s:\n{self.log()}")
+        wait_until(self.ended, seconds, "the end of the sweep")
+        assert self._status() == "succeeded", self.log()
+        return self.log()
+
+    def _status(self) -> str:
+        with urllib.request.urlopen(
+            urllib.request.Request(
+                f"{self._address}/api/jobs/sweep",
+                headers={"Authorization": f"Bearer {self._launcher.token}"},
+            ),
+            timeout=60,
+        ) as answer:
+            return json.load(answer)["status"].lower()
 
 
-def wait_until(condition: Any, seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, sweep: Sweep | None = None) -> None:
+    """Wait for something to come true, but not for longer than it may take nor after its sweep has ended."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        assert time.monotonic() < until, f"waited {seconds} s for {what}:\n{sweep.log() if sweep else ''}"
+        assert sweep is None or not sweep.ended(), f"the sweep ended before {what}:\n{sweep.log()}"
         time.sleep(0.5)
 
 
@@ -116,9 +130,10 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def _answers(port: int) -> bool:
+def answers(host: str, port: int) -> bool:
+    """Whether a port takes connections."""
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True
