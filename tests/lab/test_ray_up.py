@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hosts import Lab, why_not
 from launching import PROFILE, ROOT, SETUP, Launcher, answers, wait_until
+from pyarrow.fs import FileSelector
 
 from memlib.checkpoints import CheckpointFolder
 from memlib.results import open_results
@@ -29,10 +30,11 @@ MOCK_PORT = 5555
 
 def epochs_done(store):
     """Of each unfinished run, the epochs it could continue from."""
+    place = FileSelector(f"{store.storage.root}/checkpoints", allow_not_found=True)
     counts = []
-    for name in store.storage.names("checkpoints"):
+    for run in store.storage.filesystem.get_file_info(place):
         with contextlib.suppress(FileNotFoundError):  # the run ended between looking and reading
-            last = CheckpointFolder(store.storage, name).load_last()
+            last = CheckpointFolder(store.storage, run.base_name).load_last()
             counts += [] if last is None else [len(last.facts["records"]) - 1]
     return counts
 
