@@ -1,5 +1,6 @@
 """`ray up` itself, on hosts with real sshd: the shipped files with nothing changed but what the lab cannot have."""
 
+import base64
 import contextlib
 import json
 import re
@@ -159,10 +160,10 @@ def mock(lab, tmp_path):
 def asked_of(recording, who):
     """The EC2 and IAM actions that were asked for with an access key."""
     found = set()
-    for line in recording.read_text().splitlines():
-        call = json.loads(line)
-        if f"Credential={who}/" in json.dumps(call.get("headers", "")):
-            found |= set(re.findall(r"Action=(\w+)", str(call.get("body", ""))))
+    for call in map(json.loads, recording.read_text().splitlines()):
+        if f"Credential={who}/" in call["headers"].get("Authorization", ""):
+            body = base64.b64decode(call["body"]) if call["body_encoded"] else call["body"].encode()
+            found |= {action.decode() for action in re.findall(rb"Action=(\w+)", body[:4096])}
     return found
 
 
