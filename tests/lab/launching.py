@@ -32,6 +32,7 @@ class Launcher:
     def __init__(self, lab: Lab, config: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         self.file = lab.folder / f"{config['cluster_name']}.yaml"
         self.file.write_text(yaml.safe_dump(config))
+        self._name = config["cluster_name"]
         self.environment = {
             **os.environ,
             "HOME": str(lab.home),
@@ -61,7 +62,10 @@ class Launcher:
         return self("up", "-y", "--no-config-cache", str(self.file))
 
     def down(self) -> str:
-        return self("down", "-y", str(self.file))
+        said = self("down", "-y", str(self.file))
+        for kind in ("state", "lock"):  # what the launcher keeps of provider local, on this machine
+            Path(f"/tmp/ray/cluster-{self._name}.{kind}").unlink(missing_ok=True)
+        return said
 
     @contextlib.contextmanager
     def dashboard(self) -> Iterator[str]:

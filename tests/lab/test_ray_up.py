@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_machines_one_has_are_a_cluster_with_closed_doors_that_outlives_the_loss
     lab.start(0, 1, 2, 3)
     head, stranger = lab.address(0), 3
     config = yaml.safe_load((ROOT / "cluster-local.yaml").read_text())
-    config |= {"cluster_name": f"{lab.home.parent.name}-local", "setup_commands": [SETUP]}
+    config |= {"cluster_name": f"memlib-local-{os.getpid()}", "setup_commands": [SETUP]}
     config["provider"] |= {"head_ip": head, "worker_ips": [lab.address(1), lab.address(2)]}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(lab.key)}
     launcher = Launcher(lab, config)
@@ -223,7 +224,7 @@ def test_the_shipped_file_on_ec2_grows_from_nothing_outlives_a_spot_loss_and_lea
 
 def in_the_lab(config, lab):
     """The shipped file with what the lab cannot have as it is, and nothing else."""
-    config["cluster_name"] = f"{lab.home.parent.name}-aws"
+    config["cluster_name"] = f"memlib-aws-{os.getpid()}"
     config["setup_commands"] = [SETUP]
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(lab.key)}
     config["provider"]["use_internal_ips"] = True
