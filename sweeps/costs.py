@@ -22,7 +22,7 @@ from sweeps.cluster import Capacity
 from sweeps.estimates import RunCost, Work, sweep_seconds
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
-from sweeps.throughput import PASSES_PER_STEP, Throughput, measure_throughput, measured_elsewhere
+from sweeps.throughput import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP, Throughput, measure_throughput, measured_elsewhere
 from sweeps.wanted import ToDo
 
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
@@ -66,9 +66,7 @@ def describe_plan(
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     work = Work(costs, [(task.run, cost) for task, cost in zip(tasks, task_costs, strict=True)])
     estimate = _estimate_time(work, datasets, capacity)
-    console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints"
-    )
+    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
     for line in _elsewhere(work):
         console.print(line)
     check_disk(place.store, n_bytes)
@@ -81,10 +79,11 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
     forward = _image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
-    in_training = forward * config.training.epochs * PASSES_PER_STEP * n_train
-    flops = in_training + forward * (config.training.epochs + 2) * evaluated
+    per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
+    in_training = forward * config.training.epochs * per_step * n_train
+    n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
     kept = len(config.checkpoint_epochs) + 4  # + 4: the state to continue from, twice
-    return RunCost(flops, n_bytes * kept, in_training)
+    return RunCost(in_training + forward * n_evaluations * evaluated, n_bytes * kept, in_training)
 
 
 def task_cost(task: Task, dataset: Dataset) -> RunCost:
@@ -102,6 +101,11 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
         return RunCost(n_passes * _image_flops(task.run, dataset), 0)
+    if task.experiment == "cross_validation":
+        held_out = n_train / settings["folds"]
+        trained = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out)
+        forward = _image_flops(task.run, dataset)
+        return RunCost((trained + 2 * n_train + held_out) * forward, 0, trained * forward)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])

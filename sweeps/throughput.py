@@ -28,6 +28,7 @@ from memlib.training import TrainingState, training_step
 STEP_FLOPS = 50e9  # of a timed step on a CPU, at most: about half a second on one thread
 ROUNDS = 3
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
+PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
 MEASURED = Path(__file__).parents[1] / "bench" / "results"  # in a clone of the repository
 
 
