@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where memlib is not installed
 
 from gpu_checks import check  # noqa: E402
-from gpu_paper import OutOfTime, Places, collect, perform_part  # noqa: E402
+from gpu_paper import OutOfTime, Places, collect, perform_main, perform_table1  # noqa: E402
 from gpu_rates import measure_rates, measure_ways  # noqa: E402
 from gpu_sharing import measure_sharing  # noqa: E402
 from gpu_sizes import PAPER, TINY  # noqa: E402
@@ -45,7 +45,8 @@ def parts(options: argparse.Namespace, device: torch.device, until: float) -> di
     }
     for name in sizes.datasets:
         for seed in sizes.run_seeds:
-            found[f"{name}-{seed}"] = partial(perform_part, name, seed, sizes, device, places)
+            found[f"{name}-{seed}"] = partial(perform_main, name, seed, sizes, device, places)
+            found[f"{name}-{seed}-table1"] = partial(perform_table1, name, seed, sizes, device, places)
     found["tables"] = lambda: {"files": collect(options.results)}
     return found
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {name for name in known if (options.out / f"gpu_{name}.json").exists()}
     if options.list:
         for number, name in enumerate(known, start=1):
-            print(f"{number:2} {name:12} {'done' if name in done else 'to do'}")
+            print(f"{number:2} {name:18} {'done' if name in done else 'to do'}")
         return DONE
     names = list(known)
     numbered = [names[int(p) - 1] if p.isdigit() and 0 < int(p) <= len(names) else p for p in options.part]

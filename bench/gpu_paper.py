@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
+from memlib.experiments import ExperimentsConfig
 from memlib.layer_groups import layer_groups
+from memlib.models import build_model
 from memlib.pruning import model_size
 from memlib.results import ResultStore, create_results
 from memlib.runs import build_network, is_finished, perform_run
@@ -43,15 +45,20 @@ class Places:
     results: Path
     until: float
 
+    def check(self, seconds: float, *, what: str) -> None:
+        """Raise OutOfTime if less is left than `what` needs, which took up to `seconds` so far."""
+        left = self.until - time.monotonic()
+        if left < RESERVE * seconds:
+            raise OutOfTime(f"{what} may take longer than the {left:.0f} s that are left")
 
-def perform_part(dataset_name: str, seed: int, sizes: Sizes, device: torch.device, places: Places) -> dict[str, object]:
+
+def perform_main(dataset_name: str, seed: int, sizes: Sizes, device: torch.device, places: Places) -> dict[str, object]:
     """Compute one run and its experiments into RESULTS/DATASET-SEED; return its times and rates.
 
     Raises:
         OutOfTime: that moment came before all was done.
     """
-    preset = with_axes(load_preset(sizes.preset), {"datasets": [dataset_name], "models": [MODEL], "seeds": [seed]})
-    ((run, wanted),) = plan_runs(preset, sizes.run_settings).items()
+    ((run, wanted),) = _planned(dataset_name, seed, sizes, ("none",)).items()
     dataset = load(dataset_name, sizes, places.data)
     folder = places.results / f"{dataset_name}-{seed}"
     store = _continued(run, folder)
@@ -60,16 +67,35 @@ def perform_part(dataset_name: str, seed: int, sizes: Sizes, device: torch.devic
     done = {name: store.units(name) for name in EXPERIMENTS}
     longest: dict[str, float] = {}
     for task in missing_tasks(tasks, done):
-        left = places.until - time.monotonic()
-        if left < RESERVE * longest.get(task.experiment, 0.0):
-            raise OutOfTime(f"{folder.name}: {left:.0f} s left, and a task of {task.experiment} takes longer")
+        places.check(longest.get(task.experiment, 0.0), what=f"{folder.name}, a task of {task.experiment}")
         seconds = _perform(task, dataset, store, device)
         longest[task.experiment] = max(seconds, longest.get(task.experiment, 0.0))
-    found = {**trained, "experiments": _times(store), "search": _search_rate(tasks, dataset, store, device)}
-    shutil.rmtree(folder / "checkpoints")
-    (folder / FINISHED).touch()
+    found = {"runs": [trained], "experiments": _times(store), "search": _search_rate(tasks, dataset, store, device)}
+    _finish(folder)
     print(found)
     return found
+
+
+def perform_table1(
+    dataset_name: str, seed: int, sizes: Sizes, device: torch.device, places: Places
+) -> dict[str, object]:
+    """Compute the runs of Table 1 into RESULTS/DATASET-SEED-table1; return their times and rates.
+
+    Raises:
+        OutOfTime: that moment came before all was done.
+    """
+    dataset = load(dataset_name, sizes, places.data)
+    folder = places.results / f"{dataset_name}-{seed}-table1"
+    store = create_results(folder)
+    trained, longest = [], 0.0
+    for run in _planned(dataset_name, seed, sizes, sizes.dropouts):
+        places.check(longest, what=f"{folder.name}, a run")
+        started = time.monotonic()
+        trained.append(_train(run, dataset, store, device))
+        longest = max(longest, time.monotonic() - started)
+    _finish(folder)
+    print(trained)
+    return {"runs": trained}
 
 
 def collect(results: Path) -> dict[str, int]:
@@ -84,6 +110,19 @@ def collect(results: Path) -> dict[str, int]:
     return merged.compact()
 
 
+def _planned(
+    dataset_name: str, seed: int, sizes: Sizes, dropouts: tuple[str, ...]
+) -> dict[RunConfig, ExperimentsConfig]:
+    axes = {"datasets": [dataset_name], "models": [MODEL], "seeds": [seed], "dropouts": dropouts}
+    return plan_runs(with_axes(load_preset(sizes.preset), axes), sizes.run_settings)
+
+
+def _finish(folder: Path) -> None:
+    """Keep the tables and let the checkpoints go."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / FINISHED).touch()
+
+
 def _continued(run: RunConfig, folder: Path) -> ResultStore:
     """Return the run's store, emptied if the checkpoints its experiments were computed from are gone."""
     if folder.exists():
@@ -94,23 +133,27 @@ def _continued(run: RunConfig, folder: Path) -> ResultStore:
 
 
 def _train(run: RunConfig, dataset: Dataset, store: ResultStore, device: torch.device) -> dict[str, object]:
-    """Train the run unless it is; return the times of all epochs but the first, which warms up, and the rate."""
-    if not is_finished(run, store, store.finished_runs()):
+    """Train the run unless it is; return its time and the FLOP/s of training and evaluation together."""
+    if run.run_id not in store.finished_runs():
         perform_run(run, dataset, store, device=device)
-    (row,) = store.read("runs").to_pylist()
-    model = build_network(run, dataset)
-    n = min(run.data.limit or len(dataset.train), len(dataset.train))
-    flops = model_size(model, dataset.image_shape).flops * (
-        run.training.epochs * (5 * n + n + len(dataset.test)) + n + len(dataset.test)
-    )
+    (row,) = [row for row in store.read("runs").to_pylist() if row["run_id"] == run.run_id]
     return {
         "run_id": run.run_id,
+        "dropout": run.dropout.kind,
         "epochs": run.training.epochs,
         "seconds_of_training_and_evaluation": row["seconds"],
-        "flops_per_second": flops / row["seconds"],
-        "device": row["device"],
+        "flops_per_second": _flops(run, dataset) / row["seconds"],
         "precision": row["precision"],
     }
+
+
+def _flops(run: RunConfig, dataset: Dataset) -> float:
+    """Return the FLOPs of a run: its training steps, and its evaluations of all examples."""
+    model = build_model(run.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
+    n, settings = min(run.data.limit or len(dataset.train), len(dataset.train)), run.training
+    trained = settings.epochs * (5 if settings.gradient_accounting else 3) * n
+    evaluated = len(settings.evaluated_epochs) * (n + len(dataset.test))
+    return model_size(model, dataset.image_shape).flops * (trained + evaluated)
 
 
 def _perform(task: Task, dataset: Dataset, store: ResultStore, device: torch.device) -> float:

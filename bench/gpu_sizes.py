@@ -24,7 +24,7 @@ class Sizes:
     models: batch size of a training step by model name. evaluation_batches: images a forward pass.
     seeds: numbers of networks trained at once on one card, the first is the reference. steps: of a timed round.
     worker_seconds: for which processes that share the card are timed.
-    preset, datasets, run_settings: the sweep whose runs are computed.
+    preset, datasets, run_seeds, dropouts, run_settings: the sweep whose runs are computed; `dropouts` are Table 1's.
     """
 
     shape: Shape
@@ -38,6 +38,7 @@ class Sizes:
     preset: str
     datasets: tuple[str, ...]
     run_seeds: tuple[int, ...]
+    dropouts: tuple[str, ...]
     run_settings: Mapping[str, Any]
 
 
@@ -53,6 +54,7 @@ PAPER = Sizes(
     preset="paper",
     datasets=("cifar10", "mnist"),
     run_seeds=(0, 1, 2),
+    dropouts=("example_tied", "baseline", "standard", "channel", "sparse"),
     run_settings={},
 )
 TINY = Sizes(
@@ -67,6 +69,7 @@ TINY = Sizes(
     preset="quick",
     datasets=("digits",),
     run_seeds=(0,),
+    dropouts=("example_tied",),
     run_settings={
         "data": {"limit": 200},
         "model": {"width": 1 / 16},
