@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Int64
@@ -21,7 +21,7 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, accuracy, predict, predict_in_mode
+from memlib.evaluation import Accuracy, accuracy, predict, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -45,12 +45,16 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only."""
+    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only.
+
+    held_out: a part of the training set that is not trained on, with assigned labels; None for none.
+    """
 
     train: ImageSet  # labels are the assigned ones
     is_noisy: Bool[Tensor, " n"]
     test: ImageSet
     digest: str  # of the data set this was drawn from; a run continues on the same one only
+    held_out: ImageSet | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,17 @@ class EpochRecord:
     """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
 
     epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test
+    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test, validation (if held out)
     gradients: tuple[GroupGradient, ...]
     seconds: float  # wall time of training and evaluation
+
+
+class Evaluate(Protocol):
+    """A way to judge the model after an epoch: accuracies by split."""
+
+    def __call__(self, model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+        """Return accuracy and loss by split."""
+        ...
 
 
 @dataclass
@@ -79,11 +91,18 @@ class TrainingState:
 
 
 def train(
-    model: nn.Module, data: TrainingData, config: RunConfig, *, device: torch.device, checkpoints: CheckpointFolder
+    model: nn.Module,
+    data: TrainingData,
+    config: RunConfig,
+    *,
+    device: torch.device,
+    checkpoints: CheckpointFolder,
+    evaluate: Evaluate | None = None,
 ) -> Iterator[EpochRecord]:
     """Train the model in place and yield one record an epoch, from before training (0) to the last.
 
     Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
+    `evaluate` judges the model after an epoch; default `evaluate_splits`.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -95,7 +114,7 @@ def train(
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        accuracies = evaluate_splits(model, data, device=device)
+        accuracies = (evaluate or evaluate_splits)(model, data, device=device)
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
@@ -106,7 +125,8 @@ def train(
 def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
     """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
 
-    With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`.
+    With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`,
+    and held-out ones (`evaluate_held_out`), if any, in mode `dropped`.
     """
     if dropout_layers(model):
         train = predict_in_mode(model, data.train, mode="tied", device=device)
@@ -119,7 +139,22 @@ def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.devic
         "noisy": accuracy(train, data.train.labels, data.is_noisy),
         "test": accuracy(test, data.test.labels),
     }
-    return {split: result for split, result in splits.items() if result is not None}
+    held_out = evaluate_held_out(model, data, device=device) if data.held_out is not None else {}
+    return {split: result for split, result in splits.items() if result is not None} | held_out
+
+
+def evaluate_held_out(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+    """Return accuracy and loss on the held-out examples, by their assigned labels, as split `validation`.
+
+    Of a model with example-tied dropout in mode `dropped`, in which it would be deployed; in float32.
+
+    Raises:
+        InputError: nothing is held out.
+    """
+    if data.held_out is None:
+        raise InputError("nothing is held out to validate on; set data.holdout, e.g. to 0.1.")
+    result = accuracy(predict_deployed(model, data.held_out, device=device), data.held_out.labels)
+    return {} if result is None else {"validation": result}
 
 
 def training_step(
@@ -202,7 +237,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     saved = checkpoints.load_last()
     if saved is None:
         return
-    records = [_record(r) for r in saved.facts["records"]]
+    records = saved_records(saved)
     kept = checkpoints.epochs()
     if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
         return
@@ -212,9 +247,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
                 f"run {config.run_id} was begun with {fact} {saved.facts[fact]} and would continue with {ours}; give "
                 f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
             )
-    tensors = saved.tensors.items()
-    model = {n.removeprefix("model."): t for n, t in tensors if n.startswith("model.")}
-    load_model_state(state.model, model, where=f"of run {config.run_id}")
+    load_model_state(state.model, saved_model(saved), where=f"of run {config.run_id}")
     for name, parameter in state.model.named_parameters():
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
@@ -237,6 +270,16 @@ def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoin
 
 def _facts(state: TrainingState, data: TrainingData, config: RunConfig) -> dict[str, Any]:
     return {"config": config_to_dict(config), "images": data.digest, "precision": state.precision}
+
+
+def saved_model(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the model's state in what an unfinished run would continue from."""
+    return {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
+
+
+def saved_records(saved: Checkpoint) -> list[EpochRecord]:
+    """Return the records of the epochs, from before training on, in what an unfinished run would continue from."""
+    return [_record(r) for r in saved.facts["records"]]
 
 
 def _record(saved: dict[str, Any]) -> EpochRecord:

@@ -73,7 +73,7 @@ def describe_plan(
             f"{sum(cost.flops for _, cost in chosen) / 1e12:.3g} TFLOP"
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
-    estimate = _estimate_time(list(costs.values()), task_costs, capacity)
+    estimate = estimate_time(list(costs.values()), task_costs, capacity)
     console.print(
         f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints"
     )
@@ -82,18 +82,24 @@ def describe_plan(
 
 def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     """Return the estimated cost of one run; the network is only built, nothing is computed."""
-    n_train = min(config.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(config, dataset)
     model = _build(config, dataset)
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
-    forward = _image_flops(config, dataset)
+    forward = image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
     flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
     return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
 
 
+def train_size(config: RunConfig, dataset: Dataset) -> int:
+    """Return how many images a run trains on."""
+    n = min(config.data.limit or len(dataset.train), len(dataset.train))
+    return n - int((config.data.holdout or 0) * n)
+
+
 def task_cost(task: Task, dataset: Dataset) -> RunCost:
     """Return the estimated cost of a task; an upper bound for retraining, which may stop early."""
-    n_train = min(task.run.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(task.run, dataset)
     n_noisy = int(task.run.noise.fraction * n_train)
     sizes = {"clean": n_train - n_noisy, "noisy": n_noisy, "test": len(dataset.test)}
     settings = task.units[0].settings
@@ -105,11 +111,11 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         judged = min(config.limit or n_train, n_train)
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
-        return RunCost(n_passes * _image_flops(task.run, dataset), 0)
+        return RunCost(n_passes * image_flops(task.run, dataset), 0)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])
-    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * _image_flops(task.run, dataset), 0)
+    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * image_flops(task.run, dataset), 0)
 
 
 def sweep_seconds(runs: Sequence[RunCost], tasks: Sequence[RunCost] = (), *, lanes: int, rate: float) -> float:
@@ -123,7 +129,8 @@ def sweep_seconds(runs: Sequence[RunCost], tasks: Sequence[RunCost] = (), *, lan
     return trained + sum(cost.flops for cost in tasks) / (effective * lanes)
 
 
-def _estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:
+def estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:
+    """Return the estimated wall time of runs, then tasks, in words; a matrix product is timed for it."""
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
         return "time not estimated (this process has no GPU to measure)"
@@ -154,7 +161,8 @@ def _build(config: RunConfig, dataset: Dataset) -> nn.Module:
     return build_model(config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
 
 
-def _image_flops(config: RunConfig, dataset: Dataset) -> int:
+def image_flops(config: RunConfig, dataset: Dataset) -> int:
+    """Return the FLOPs (2 a multiply-add) of one image's forward pass."""
     return _cached_flops(config.model, dataset.image_shape, dataset.num_classes)
 
 

@@ -101,7 +101,7 @@ def plan_runs(
     for name in experiments:
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
-    _check_no_axis(overrides or {})
+    check_no_axis(overrides or {}, AXIS_OPTIONS)
     wanted: dict[str, tuple[RunConfig, ExperimentsConfig]] = {}
     for dataset, model, noise, seed in itertools.product(preset.datasets, preset.models, preset.noise, preset.seeds):
         layers = [preset.settings, preset.by_dataset.get(dataset, {}), preset.by_model.get(model, {}), overrides or {}]
@@ -114,8 +114,9 @@ def plan_runs(
     return dict(wanted.values())
 
 
-def _check_no_axis(overrides: Mapping[str, Any]) -> None:
-    for setting, option in AXIS_OPTIONS.items():
+def check_no_axis(overrides: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Raise InputError if settings given with --set name an axis; `options` are those to give the axes with."""
+    for setting, option in options.items():
         section, _, key = setting.partition(".")
         value = overrides.get(section)
         if value is not None and (not key or (isinstance(value, Mapping) and key in value)):
