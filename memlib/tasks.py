@@ -42,6 +42,11 @@ def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequ
     return tasks
 
 
+def asks_for_groups(experiments: ExperimentsConfig) -> bool:
+    """Return whether planning the wanted experiments needs the names of the run's layer groups."""
+    return experiments.rewinding is not None or experiments.retraining is not None
+
+
 def perform_task(
     task: Task, dataset: Dataset, store: ResultStore, *, device: torch.device, load_state: LoadState | None = None
 ) -> None:

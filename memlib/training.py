@@ -1,4 +1,4 @@
-"""The one training loop: SGD with gradient accounting, and nothing that a resumed run would miss.
+"""The one training loop: SGD, by default with gradient accounting, and nothing that a resumed run would miss.
 
 Paper: the experimental setting, and gradient accounting (Figures 1 and 2).
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
@@ -62,8 +63,8 @@ class EpochRecord:
     """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
 
     epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test, validation (if held out)
-    gradients: tuple[GroupGradient, ...]
+    accuracies: dict[str, Accuracy]  # by split: clean, noisy, test, validation; absent without examples or evaluation
+    gradients: tuple[GroupGradient, ...]  # none without gradient accounting
     seconds: float  # wall time of training and evaluation
 
 
@@ -102,7 +103,7 @@ def train(
     """Train the model in place and yield one record an epoch, from before training (0) to the last.
 
     Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
-    `evaluate` judges the model after an epoch; default `evaluate_splits`.
+    `evaluate` judges the model after every epoch; default: `evaluate_splits` after those that `evaluate_every` names.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -114,7 +115,8 @@ def train(
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        accuracies = (evaluate or evaluate_splits)(model, data, device=device)
+        evaluated = evaluate is not None or epoch in config.training.evaluated_epochs
+        accuracies = (evaluate or evaluate_splits)(model, data, device=device) if evaluated else {}
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
@@ -169,16 +171,47 @@ def training_step(
     `ids` are the examples', for a model with example-tied dropout.
     """
     inputs, labels, is_noisy = batch
-    with_ids = {} if ids is None else {"ids": ids}
     parameters = list(state.model.parameters())
-    with exact_float32(device) if state.precision == "float32" else nullcontext():
-        with autocast(state.precision, device):
-            logits = state.model(inputs, **with_ids)
+    with _step_numerics(state, device):
+        logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
-        parameter.grad = _laid_out_like(parameter, clean + noisy)
-    state.optimizer.step()
+    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
     return loss, gradients
+
+
+def plain_step(
+    state: TrainingState,
+    batch: tuple[Tensor, Int64[Tensor, " b"]],
+    *,
+    device: torch.device,
+    ids: Int64[Tensor, " b"] | None = None,
+) -> Tensor:
+    """Take one optimizer step on (inputs, labels) without gradient accounting; return the loss before it.
+
+    The step is `training_step`'s up to rounding, with one backward pass for its two.
+    """
+    inputs, labels = batch
+    with _step_numerics(state, device):
+        loss = F.cross_entropy(_logits(state, inputs, ids, device).float(), labels)
+        gradients = torch.autograd.grad(loss, list(state.model.parameters()), materialize_grads=True)
+    _step(state, gradients)
+    return loss.detach()
+
+
+def _step_numerics(state: TrainingState, device: torch.device) -> AbstractContextManager[object]:
+    return exact_float32(device) if state.precision == "float32" else nullcontext()
+
+
+def _logits(state: TrainingState, inputs: Tensor, ids: Int64[Tensor, " b"] | None, device: torch.device) -> Tensor:
+    with_ids = {} if ids is None else {"ids": ids}
+    with autocast(state.precision, device):
+        return state.model(inputs, **with_ids)
+
+
+def _step(state: TrainingState, gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+        parameter.grad = _laid_out_like(parameter, gradient)
+    state.optimizer.step()
 
 
 def _train_epoch(
@@ -187,8 +220,8 @@ def _train_epoch(
     labels, is_noisy = data.train.labels.to(device), data.is_noisy.to(device)
     ids = data.train.ids.to(device) if dropout_layers(state.model) else None
     per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
-    names = [name for name, _ in state.model.named_parameters()]
-    sums = zero_sums(list(state.model.parameters()))
+    accounting = config.training.gradient_accounting
+    sums = zero_sums(list(state.model.parameters()) if accounting else [])
     state.model.train()
     batches = training_batches(data.train.images, config.training, seed=config.seed, epoch=epoch, device=device)
     # Dropout inside a model draws from the global stream: give it one of this run and epoch.
@@ -198,12 +231,17 @@ def _train_epoch(
             state.optimizer.param_groups[0]["lr"] = learning_rate(
                 config.training, step=step, steps=config.training.epochs * per_epoch
             )
-            batch = (inputs, labels[positions], is_noisy[positions])
-            loss, gradients = training_step(state, batch, device=device, ids=None if ids is None else ids[positions])
-            add_to_sums_(sums, gradients)
+            chosen = None if ids is None else ids[positions]
+            if accounting:
+                batch = (inputs, labels[positions], is_noisy[positions])
+                loss, gradients = training_step(state, batch, device=device, ids=chosen)
+                add_to_sums_(sums, gradients)
+            else:
+                loss = plain_step(state, (inputs, labels[positions]), device=device, ids=chosen)
             if index % STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
                 raise _diverged(epoch, config)
-    return summarize_groups(sums, names, layer_groups(state.model))
+    names = [name for name, _ in state.model.named_parameters()]
+    return summarize_groups(sums, names, layer_groups(state.model)) if accounting else []
 
 
 def _diverged(epoch: int, config: RunConfig) -> Diverged:

@@ -25,6 +25,7 @@ from sweeps.progress import duration, run_label
 from sweeps.wanted import ToDo
 
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
+PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
 STEPS_OF_A_SEARCH = 5  # units removed until an example flips, on average (docs/results.md)
 PASSES_OF_A_SEARCH = 2  # one forward, one backward to the gates
@@ -87,7 +88,9 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
     forward = image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
-    flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
+    per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
+    n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
+    flops = forward * (config.training.epochs * per_step * n_train + n_evaluations * evaluated)
     return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
 
 

@@ -48,7 +48,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
         if store.storage.is_local:
             options.results = store.storage.root  # absolute: trials run in folders of their own
-        to_do = still_to_do(wanted, store)
+        to_do = still_to_do(wanted, store, options.data)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:
             console.print("nothing to do: everything is already done.")

@@ -95,9 +95,8 @@ class SweepProgress:
         run = self._runs[run_id]
         self._seconds[run_id].append(report.seconds)
         left = _seconds_left(self._seconds[run_id], run.training.epochs)
-        state = f"epoch {report.epoch}/{run.training.epochs}  " + "  ".join(
-            f"{split} {value:.3f}" for split, value in report.accuracies.items()
-        )
+        shares = [f"{split} {value:.3f}" for split, value in report.accuracies.items()]  # none if not evaluated
+        state = "  ".join([f"epoch {report.epoch}/{run.training.epochs}", *shares])
         if self._console.is_terminal:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
         elif time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES:

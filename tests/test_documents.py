@@ -67,6 +67,7 @@ def test_every_setting_is_documented_with_its_default(section, config):
         assert row, f"{section}.{setting.name}"
         default = getattr(config(), setting.name)
         shown = "none" if default is None else str(list(default) if isinstance(default, tuple) else default)
+        shown = shown.lower() if isinstance(default, bool) else shown  # as TOML writes it
         assert row[1] == shown, setting.name
 
 
