@@ -16,6 +16,7 @@ from analysis import (
     clean_split,
     critical_units,
     criticality,
+    dropout_search,
     gradients,
     learning_curves,
     retraining,
@@ -47,6 +48,7 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("figure5", critical_units.draw),
     ("figure5_clean_split", clean_split.draw),
     ("shared_units", shared_units.draw),
+    ("dropout_search", dropout_search.draw),
 )
 
 

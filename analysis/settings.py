@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from memlib.config import config_from_json, config_to_dict
+from memlib.config import DropoutConfig, TrainingConfig, config_from_json, config_to_dict, config_to_json
 
 # The seed is averaged over; which checkpoints are kept moves no number.
 _NOT_SETTINGS = ("seed", "checkpoints")
@@ -28,6 +29,20 @@ def label_settings(runs: Iterable[tuple[str, str, str]]) -> list[str]:
         for i in chosen:
             labels[i] = ", ".join(f"{key}={settings[i][key]}" for key in differing)
     return labels
+
+
+def label_searches(trials: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return, for each trial (dataset, model, config as JSON), what sets its search apart from others, "" if nothing.
+
+    Trials of one search differ in their dropout, width, peak learning rate and seed.
+    """
+    return label_settings((dataset, model, _search_of(config)) for dataset, model, config in trials)
+
+
+def _search_of(config: str) -> str:
+    run = config_from_json(config)
+    model, training = replace(run.model, width=1.0), replace(run.training, peak_lr=TrainingConfig().peak_lr)
+    return config_to_json(replace(run, model=model, training=training, dropout=DropoutConfig()))
 
 
 def _settings_of(config: str) -> dict[str, str]:

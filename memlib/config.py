@@ -49,7 +49,7 @@ class DataConfig:
         _at_least("data.image_size", self.image_size, 1)
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise InputError(
-                f"data.holdout is {self.holdout}; give a share of the training set in (0, 1), e.g. 0.1, or leave it out."
+                f"data.holdout is {self.holdout}; give a share of the training set in (0, 1), e.g. 0.1, or none."
             )
 
 

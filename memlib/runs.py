@@ -158,7 +158,7 @@ def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bo
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
-    """Raise InputError if finished runs or trials in the store were made from other images of the same name and size."""
+    """Raise InputError if finished runs or trials in the store come from other images of the same name and size."""
     made = [store.read(table, columns=["config", "data_digest"]) for table in ("runs", "dropout_search")]
     for row in pa.concat_tables(made).to_pylist():
         made_from = config_from_json(row["config"]).data

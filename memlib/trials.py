@@ -153,8 +153,11 @@ def _accuracies(model: nn.Module, data: TrainingData, device: torch.device) -> d
         "noisy": accuracy(train, data.train.labels, data.is_noisy),
         "test": accuracy(test, data.test.labels),
     }
-    shares = {f"{split}_accuracy": None if result is None else result.accuracy for split, result in splits.items()}
-    return shares | {f"n_{split}": 0 if result is None else result.n for split, result in splits.items()}
+    found: dict[str, object] = {}
+    for split, result in splits.items():
+        found[f"{split}_accuracy"] = None if result is None else result.accuracy
+        found[f"n_{split}"] = 0 if result is None else result.n
+    return found
 
 
 def _scaled_test_accuracy(model: nn.Module, data: TrainingData, device: torch.device) -> float | None:
