@@ -14,7 +14,7 @@ import polars as pl
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -28,6 +28,7 @@ from memlib.model_selection import CONTROL_AXES, Row, best_setting, controls_of,
 
 _PANEL = ("width", "after", "peak_lr")  # what one row of panels has in common
 _SHOWN = {"noisy_accuracy": "noisy training examples", "test_accuracy": "test examples"}
+_IN_WORDS = {"width": "width", "after": "after", "peak_lr": "peak rate"}
 _LIGHT = 0.6  # of the colours' range: above, they are too light for white text
 _PAPER = "+3.4 on CIFAR-10"
 
@@ -63,7 +64,7 @@ def _draw_cell(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
         f"{n_stopped} of them stopped early, which are hatched and judged after the epochs in brackets. Grey: not "
         f"tried. {spread_over(source.seeds)} {_tell_best(best, records)}"
     )
-    figure = _plot(cell.title, trials, records, best)
+    figure = _plot(f"{cell.title}\nmemorization neurons dropped", trials, records, best)
     return Drawn(figure, name, f"Search for settings of example-tied dropout: {cell.title}", caption, source)
 
 
@@ -94,6 +95,7 @@ def _percent(rows: Sequence[Row], split: str) -> str:
 
 def _plot(title: str, trials: pl.DataFrame, rows: Sequence[Row], best: Sequence[Row]) -> Figure:
     panels = trials.select(_PANEL).unique().sort(_PANEL).to_dicts()
+    named = [name for name in _PANEL if name == "width" or trials[name].n_unique() > 1]
     n_rows = trials["p_gen"].n_unique()
     with house_style():
         figure = new_figure(title, height=0.5 + len(panels) * (0.85 + 0.3 * n_rows), width=PAGE_WIDTH)
@@ -102,7 +104,8 @@ def _plot(title: str, trials: pl.DataFrame, rows: Sequence[Row], best: Sequence[
             ends = _range(trials[measure])
             for panel, place in zip(panels, axes[:, column], strict=True):
                 _plot_grid(place, _grid(trials.filter(**panel), measure, panel, best), ends)
-                place.set_title(f"{shown}\n{_head(panel, measure, rows)}")
+                head = ", ".join(f"{_IN_WORDS[name]} {panel[name] or 'own places'}" for name in named)
+                place.set_title(f"{shown}\n{head}; {_tell_control(panel, measure, rows)}")
             figure.colorbar(
                 ScalarMappable(Normalize(*ends), SEQUENCE),
                 ax=axes[:, column],
@@ -117,12 +120,10 @@ def _plot(title: str, trials: pl.DataFrame, rows: Sequence[Row], best: Sequence[
     return figure
 
 
-def _head(panel: dict[str, typing.Any], measure: str, rows: Sequence[Row]) -> str:
+def _tell_control(panel: dict[str, typing.Any], measure: str, rows: Sequence[Row]) -> str:
     controls = [r for r in rows if r["dropout"] == "none" and all(r[name] == panel[name] for name in CONTROL_AXES)]
     values = [row for row in controls if row[measure] is not None]
-    without = f"without dropout {mean_of(values, measure):.3f}" if values else "no control yet"
-    places = f", after {panel['after']}" if panel["after"] else ""
-    return f"width {panel['width']:g}{places}, peak rate {panel['peak_lr']:g}; {without}"
+    return f"no dropout: {mean_of(values, measure):.3f}" if values else "no control yet"
 
 
 def _grid(trials: pl.DataFrame, measure: str, panel: dict[str, typing.Any], best: Sequence[Row]) -> _Grid:
@@ -157,16 +158,20 @@ def _plot_grid(axes: Axes, grid: _Grid, ends: tuple[float, float]) -> None:
     axes.set_yticks(range(len(grid.p_gen)), [f"{p:g}" for p in grid.p_gen])
     for (row, column), value in np.ndenumerate(grid.values):
         if np.isfinite(value):
-            ink = "white" if (value - low) / (high - low) < _LIGHT else "black"
-            _write(axes, (column, row), value, int(grid.stopped_after[row, column]), ink)
+            share = (value - low) / (high - low)
+            ink, paper = "white" if share < _LIGHT else "black", to_hex(colours(share))
+            _write(axes, (column, row), value, int(grid.stopped_after[row, column]), (ink, paper))
     if grid.best is not None:
         _frame(axes, grid.p_mem.index(grid.best[1]), grid.p_gen.index(grid.best[0]))
 
 
-def _write(axes: Axes, place: tuple[int, int], value: float, stopped_after: int, ink: str) -> None:
+def _write(axes: Axes, place: tuple[int, int], value: float, stopped_after: int, look: tuple[str, str]) -> None:
+    """Write a value into its cell, in ink on paper, and hatch the cell of a trial that was stopped early."""
+    ink, paper = look
     text = f"{value:.3f}" + (f" [{stopped_after}]" if stopped_after else "")
-    axes.text(*place, text, ha="center", va="center", color=ink, fontsize=6.5)
+    label = axes.text(*place, text, ha="center", va="center", color=ink, fontsize=6.5)
     if stopped_after:
+        label.set_bbox({"facecolor": paper, "linewidth": 0, "pad": 1.2})
         corner = (place[0] - 0.5, place[1] - 0.5)
         axes.add_patch(
             Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=ink, linewidth=0, alpha=0.35, zorder=2)
