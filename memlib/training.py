@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +68,6 @@ class EpochRecord:
     seconds: float  # wall time of training and evaluation
 
 
-class Evaluate(Protocol):
-    """A way to judge the model after an epoch: accuracies by split."""
-
-    def __call__(self, model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
-        """Return accuracy and loss by split."""
-        ...
-
-
 @dataclass
 class TrainingState:
     """A run between two epochs: everything the next epoch depends on."""
@@ -98,12 +90,13 @@ def train(
     *,
     device: torch.device,
     checkpoints: CheckpointFolder,
-    evaluate: Evaluate | None = None,
+    evaluate: Callable[..., dict[str, Accuracy]] | None = None,
 ) -> Iterator[EpochRecord]:
     """Train the model in place and yield one record an epoch, from before training (0) to the last.
 
     Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
-    `evaluate` judges the model after every epoch; default: `evaluate_splits` after those that `evaluate_every` names.
+    `evaluate(model, data, device=...)` judges the model after every epoch; default: `evaluate_splits`, after the epochs
+    that `training.evaluate_every` names.
 
     Raises:
         Diverged: the loss is no longer finite.
