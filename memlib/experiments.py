@@ -129,12 +129,35 @@ class CriticalUnitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossValidationConfig:
+    """Out-of-sample predictions for the run's training examples, by networks without dropout.
+
+    folds: parts of the training set, and networks: each is trained on all parts but one, and predicts that one.
+    epochs: of their training; None for the run's own. The other settings of training are the run's.
+    """
+
+    folds: int = 5
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise InputError(
+                f"cross_validation.folds is {self.folds}; give at least 2, what is trained on and one more."
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(
+                f"cross_validation.epochs is {self.epochs}; give at least 1, or leave it out for the run's."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentsConfig:
     """The experiments wanted of a finished run; None where one is not."""
 
     rewinding: RewindingConfig | None = None
     retraining: RetrainingConfig | None = None
     critical_units: CriticalUnitsConfig | None = None
+    cross_validation: CrossValidationConfig | None = None
 
 
 def _check_limit(experiment: str, limit: int | None) -> None:

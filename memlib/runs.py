@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +26,14 @@ from memlib.control_dropouts import check_widths, insert_dropout
 from memlib.datasets import Dataset, ImageSet, balanced_subset, draw_holdout
 from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
+from memlib.forgotten_images import forgotten_images
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
 from memlib.results import ResultStore, table_from_rows
 from memlib.seeds import stream
 from memlib.training import EpochRecord, TrainingData, train
+from memlib.training_dynamics import NEVER, TrainingDynamics
 
 DIGIT_SETS = ("digits", "mnist", "svhn")
 
@@ -46,6 +48,7 @@ class RunData:
     train: ImageSet
     noisy_labels: NoisyLabels
     test: ImageSet
+    num_classes: int
     held_out: ImageSet | None = None
 
 
@@ -67,7 +70,7 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         )
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
-    data = RunData(train_set, noisy, dataset.test)
+    data = RunData(train_set, noisy, dataset.test, dataset.num_classes)
     if config.data.holdout is not None:
         data = _hold_out(data, config.data.holdout, stream(config.seed, "holdout"))
     if config.training.batch_size > len(data.train):
@@ -81,7 +84,12 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
 def _hold_out(data: RunData, share: float, generator: torch.Generator) -> RunData:
     kept, held_out = draw_holdout(len(data.train), share, generator)
     assigned = replace(data.train, labels=data.noisy_labels.labels)
-    return RunData(data.train.take(kept), data.noisy_labels.take(kept), data.test, assigned.take(held_out))
+    return replace(
+        data,
+        train=data.train.take(kept),
+        noisy_labels=data.noisy_labels.take(kept),
+        held_out=assigned.take(held_out),
+    )
 
 
 def place_data(data: RunData, digest: str, device: torch.device) -> TrainingData:
@@ -133,21 +141,35 @@ def perform_run(
     model = build_network(config, dataset)
     training_data = place_data(data, dataset.digest, device)
     checkpoints = CheckpointFolder(store.storage, config.run_id)
-    records = []
-    for record in train(model, training_data, config, device=device, checkpoints=checkpoints):
-        records.append(record)
-        on_epoch(record)
+    epochs = train(model, training_data, config, device=device, checkpoints=checkpoints)
+    records, dynamics = _follow(epochs, on_epoch)
     run_id = config.run_id
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
+    store.write("dynamics", run_id, _dynamics_rows(run_id, dynamics, data.train.ids))
     found = predict_by_mode(model, training_data, device=device)
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":
         store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))
+    if config.dropout.kind == "example_tied":
+        store.write("forgotten_images", run_id, _forgotten_rows(run_id, found, data, dataset.class_names))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
     store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
     checkpoints.delete_last()
+
+
+def _follow(
+    epochs: Generator[EpochRecord, None, TrainingDynamics], on_epoch: Callable[[EpochRecord], None]
+) -> tuple[list[EpochRecord], TrainingDynamics]:
+    """Return a training's records, each reported as it comes, and its dynamics at the end."""
+    records = []
+    while True:
+        try:
+            records.append(next(epochs))
+        except StopIteration as ended:
+            return records, ended.value
+        on_epoch(records[-1])
 
 
 def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
@@ -232,9 +254,26 @@ def _gradient_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
     return table_from_rows("gradients", rows)
 
 
+def _dynamics_rows(run_id: str, dynamics: TrainingDynamics, ids: Tensor) -> pa.Table:
+    found = dynamics.summarize()
+    known = {
+        name: pa.array(values, mask=values == NEVER)
+        for name, values in (("first_learned", found.first_learned), ("last_mistake", found.last_mistake))
+    }
+    columns = {**vars(found), **known, "n_epochs": [found.n_epochs] * len(ids)}
+    return pa.table({"run_id": [run_id] * len(ids), "example_id": ids.numpy(), **columns})
+
+
 def _dropout_rows(run_id: str, found: list[ModePredictions], data: TrainingData) -> pa.Table:
     rows = [{"run_id": run_id, **asdict(result)} for result in mode_accuracies(found, data)]
     return table_from_rows("dropout", rows)
+
+
+def _forgotten_rows(run_id: str, found: list[ModePredictions], data: RunData, class_names: Sequence[str]) -> pa.Table:
+    by_mode = {predictions.variant.mode: predictions.train for predictions in found if predictions.variant.is_main}
+    predictions = (by_mode["tied"], by_mode["dropped"])
+    images = forgotten_images(data.train, predictions, data.noisy_labels, class_names=class_names)
+    return table_from_rows("forgotten_images", [{"run_id": run_id, **asdict(image)} for image in images])
 
 
 def _example_rows(run_id: str, found: list[ModePredictions], data: RunData) -> pa.Table:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, accuracy, predict, predict_deployed, predict_in_mode
+from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -36,6 +36,7 @@ from memlib.layer_groups import layer_groups
 from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream
+from memlib.training_dynamics import TrainingDynamics, after_epoch, start_dynamics
 
 STEPS_BETWEEN_CHECKS = 16  # for a loss that is no longer finite: each check waits for the device
 
@@ -76,6 +77,7 @@ class TrainingState:
     optimizer: torch.optim.SGD
     precision: Literal["float32", "bfloat16"]
     records: list[EpochRecord] = field(default_factory=list)
+    dynamics: TrainingDynamics = field(default_factory=lambda: start_dynamics(0))  # of the training examples, in order
 
     @property
     def epoch(self) -> int:
@@ -89,52 +91,59 @@ def train(
     config: RunConfig,
     *,
     device: torch.device,
-    checkpoints: CheckpointFolder,
+    checkpoints: CheckpointFolder | None,
     evaluate: Callable[..., dict[str, Accuracy]] | None = None,
-) -> Iterator[EpochRecord]:
-    """Train the model in place and yield one record an epoch, from before training (0) to the last.
+) -> Generator[EpochRecord, None, TrainingDynamics]:
+    """Train the model in place, yield one record an epoch, from before training (0) to the last, and return
+    the dynamics of the training examples.
 
-    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
-    `evaluate(model, data, device=...)` judges the model after every epoch; default: `evaluate_splits`, after the epochs
-    that `training.evaluate_every` names.
+    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated. Without
+    `checkpoints` no state is kept, and an interrupted training cannot be continued. With `evaluate`, the model is judged
+    by evaluate(model, data, device=...) after every epoch, instead of on all splits after the epochs that
+    `training.evaluate_every` names, and there are no dynamics.
 
     Raises:
         Diverged: the loss is no longer finite.
         InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
-    _continue(state, data, config, checkpoints)
+    state.dynamics = start_dynamics(len(data.train))
+    if checkpoints is not None:
+        _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        evaluated = evaluate is not None or epoch in config.training.evaluated_epochs
-        accuracies = (evaluate or evaluate_splits)(model, data, device=device) if evaluated else {}
+        accuracies = {}
+        if evaluate is not None:
+            accuracies = evaluate(model, data, device=device)
+        elif epoch in config.training.evaluated_epochs:
+            accuracies = _evaluate(state, data, epoch=epoch, device=device)
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
-        _save(state, data, config, checkpoints)
+        if checkpoints is not None:
+            _save(state, data, config, checkpoints)
         yield state.records[-1]
+    return state.dynamics
 
 
-def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+def _evaluate(state: TrainingState, data: TrainingData, *, epoch: int, device: torch.device) -> dict[str, Accuracy]:
     """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
 
-    With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`,
-    and held-out ones (`evaluate_held_out`), if any, in mode `dropped`.
+    Held-out examples, if any, are judged as by `evaluate_held_out`. After an epoch of training, the training examples'
+    dynamics take note of it.
     """
-    if dropout_layers(model):
-        train = predict_in_mode(model, data.train, mode="tied", device=device)
-        test = predict_in_mode(model, data.test, mode="scaled", device=device)
-    else:
-        train = predict(model, data.train.images, data.train.labels, device=device)
-        test = predict(model, data.test.images, data.test.labels, device=device)
+    train, test = _predict_splits(state.model, data, device=device)
     splits = {
         "clean": accuracy(train, data.train.labels, ~data.is_noisy),
         "noisy": accuracy(train, data.train.labels, data.is_noisy),
         "test": accuracy(test, data.test.labels),
     }
-    held_out = evaluate_held_out(model, data, device=device) if data.held_out is not None else {}
+    if epoch > 0:
+        seen = {"margin": train.margin.numpy(), "prediction": train.prediction.numpy()}
+        state.dynamics = after_epoch(state.dynamics, epoch, **seen, labels=data.train.labels.cpu().numpy())
+    held_out = evaluate_held_out(state.model, data, device=device) if data.held_out is not None else {}
     return {split: result for split, result in splits.items() if result is not None} | held_out
 
 
@@ -150,6 +159,20 @@ def evaluate_held_out(model: nn.Module, data: TrainingData, *, device: torch.dev
         raise InputError("nothing is held out to validate on; set data.holdout, e.g. to 0.1.")
     result = accuracy(predict_deployed(model, data.held_out, device=device), data.held_out.labels)
     return {} if result is None else {"validation": result}
+
+
+def _predict_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> tuple[Predictions, Predictions]:
+    """Return what the model predicts for the training and the test examples.
+
+    With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`.
+    """
+    if dropout_layers(model):
+        train = predict_in_mode(model, data.train, mode="tied", device=device)
+        test = predict_in_mode(model, data.test, mode="scaled", device=device)
+    else:
+        train = predict(model, data.train.images, data.train.labels, device=device)
+        test = predict(model, data.test.images, data.test.labels, device=device)
+    return train, test
 
 
 def training_step(
@@ -272,6 +295,8 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     kept = checkpoints.epochs()
     if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
         return
+    if "dynamics.margin_sum" not in saved.tensors:  # begun by a memlib without them: they cannot be had afterwards
+        return
     for fact, ours in _facts(state, data, config).items():
         if fact != "config" and saved.facts[fact] != ours:
             raise InputError(
@@ -285,6 +310,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
             state.optimizer.state[parameter]["momentum_buffer"] = _laid_out_like(
                 parameter, momentum.to(parameter.device)
             )
+    state.dynamics = _dynamics(saved)
     state.records = records
 
 
@@ -296,6 +322,7 @@ def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoin
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
+    tensors |= {f"dynamics.{name}": torch.as_tensor(values) for name, values in vars(state.dynamics).items()}
     checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
 
 
@@ -317,6 +344,11 @@ def _record(saved: dict[str, Any]) -> EpochRecord:
     accuracies = {split: Accuracy(**values) for split, values in saved["accuracies"].items()}
     gradients = tuple(GroupGradient(**group) for group in saved["gradients"])
     return EpochRecord(saved["epoch"], accuracies, gradients, saved["seconds"])
+
+
+def _dynamics(saved: Checkpoint) -> TrainingDynamics:
+    values: dict[str, Any] = {f.name: saved.tensors[f"dynamics.{f.name}"].numpy() for f in fields(TrainingDynamics)}
+    return TrainingDynamics(**{**values, "n_epochs": int(values["n_epochs"])})
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -115,6 +115,10 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
         return RunCost(n_passes * image_flops(task.run, dataset), 0)
+    if task.experiment == "cross_validation":
+        held_out = n_train / settings["folds"]
+        n_passes = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out) + 2 * n_train + held_out
+        return RunCost(n_passes * image_flops(task.run, dataset), 0)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])

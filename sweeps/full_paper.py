@@ -22,7 +22,17 @@ from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, start_ray, stop_ray
 from sweeps.command import DONE, SOME_FAILED, add_places, run_command
 from sweeps.costs import Place, describe_plan
-from sweeps.plan import AXES, EXPERIMENTS, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.plan import (
+    AXES,
+    DROPOUTS,
+    EXPERIMENTS,
+    load_preset,
+    merge,
+    parse_setting,
+    plan_runs,
+    preset_names,
+    with_axes,
+)
 from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
@@ -130,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", metavar="NAME", help="resnet9 resnet50 vit timm:NAME")
     add("--seeds", nargs="+", type=int, metavar="N", help="one run each")
     add("--noise", nargs="+", type=float, metavar="SHARE", help="shares of training labels made wrong, in [0, 1)")
+    add("--dropouts", nargs="+", metavar="NAME", help=f"some of {' '.join(DROPOUTS)}; none: the main runs alone")
     add("--epochs", type=int, metavar="N", help="epochs of training; other epochs make another run")
     add("--limit", type=int, metavar="N", help="train on a class-balanced subset of N images")
     add(

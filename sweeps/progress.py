@@ -30,8 +30,11 @@ class EpochReport:
 
 
 def run_label(config: RunConfig) -> str:
-    """Return the run's name in messages."""
-    return f"{config.data.name} {config.model.name} noise {config.noise.fraction:g} seed {config.seed}"
+    """Return the run's name in messages, e.g. `digits resnet9 example_tied one_cycle noise 0.1 seed 0`."""
+    dropout, schedule = config.dropout.kind, config.training.schedule
+    unlike_main = [part for part in (dropout, schedule) if part not in ("none", "cosine")]
+    names = " ".join([config.data.name, config.model.name, *unlike_main])
+    return f"{names} noise {config.noise.fraction:g} seed {config.seed}"
 
 
 def task_label(task: Task, name_run: Callable[[RunConfig], str] = run_label) -> str:
@@ -39,6 +42,8 @@ def task_label(task: Task, name_run: Callable[[RunConfig], str] = run_label) -> 
     settings = task.units[0].settings
     if task.experiment == "critical_units":
         what = f" part {settings['part']} of the {settings['kind']} examples"
+    elif task.experiment == "cross_validation":
+        what = f" fold {settings['fold'] + 1}/{settings['folds']}"
     else:
         groups = settings.get("groups", [settings["group"]] if "group" in settings else [])
         what = f" {'+'.join(groups)}" if groups else ""
