@@ -21,6 +21,7 @@ from analysis import (
     forgotten_images,
     gradients,
     learning_curves,
+    mislabels,
     retraining,
     rewinding,
     rewinding_sets,
@@ -55,6 +56,7 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("table1", table1.draw),
     ("figure6", dropout_schematic.draw),
     ("figure7", forgotten_images.draw),
+    ("mislabels", mislabels.draw),
     ("dropout_search", dropout_search.draw),
 )
 

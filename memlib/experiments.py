@@ -91,7 +91,9 @@ class CriticalUnitsConfig:
     noise: expected norm of a copy's Gaussian noise, as a share of the norm of the (normalized) input.
     max_steps: units removed at most; an example that has not flipped by then is recorded as not flipped.
     refresh: steps for which the reference part of the gradient is used; above 1 is an approximation.
-    precision: of the search's forward and backward passes.
+    precision: of the reference part of the gradient and of the edited networks' accuracies. In bfloat16 the former is
+    computed again in float32 wherever bfloat16's measured error leaves open which unit goes; the example's own part
+    and the flip test are always float32's.
     """
 
     examples: int = 1000

@@ -98,8 +98,8 @@ def train(
     the dynamics of the training examples.
 
     Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated. Without
-    `checkpoints` no state is kept, and an interrupted training cannot be continued. With `evaluate`, the model is judged
-    by evaluate(model, data, device=...) after every epoch, instead of on all splits after the epochs that
+    `checkpoints` no state is kept, and an interrupted training cannot be continued. With `evaluate`, the model is
+    judged by evaluate(model, data, device=...) after every epoch, instead of on all splits after the epochs that
     `training.evaluate_every` names, and there are no dynamics.
 
     Raises:

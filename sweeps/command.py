@@ -33,4 +33,10 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
     add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
     add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
+    add(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="cpu: leave GPUs alone; default: use them where they are",
+    )
     add("--dry-run", action="store_true", help="show what there is to do and what it will cost, and stop")

@@ -75,9 +75,7 @@ def describe_plan(
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     estimate = estimate_time(list(costs.values()), task_costs, capacity)
-    console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints"
-    )
+    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
     check_disk(place.store, n_bytes)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from memlib.datasets import Dataset
 from memlib.results import create_results
-from sweeps.cluster import Capacity, start_ray, stop_ray
+from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
 from sweeps.command import DONE, SOME_FAILED, add_places, run_command
 from sweeps.costs import Place
 from sweeps.plan import merge, parse_setting
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace, console: Console) -> int:
+    check_address(options.address)
     plan = _plan(options)
     check_names(plan.runs)
     store = create_results(options.results)
@@ -57,7 +58,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         if search.to_do:
             datasets = load_datasets(search.to_do, options.data)
             check_runs(search.to_do, datasets, store)
-            capacity = start_ray(options.address)
+            capacity = start_ray(options.address, device=options.device, say=console.print)
             describe_search(search, datasets, Place(capacity, store, console))
             all_well = options.dry_run or _perform(search, datasets, capacity, options.results, console)
     finally:

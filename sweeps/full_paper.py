@@ -19,7 +19,7 @@ from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
-from sweeps.cluster import Capacity, start_ray, stop_ray
+from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
 from sweeps.command import DONE, SOME_FAILED, add_places, run_command
 from sweeps.costs import Place, describe_plan
 from sweeps.plan import (
@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
+    check_address(options.address)
     if options.preset is None:
-        capacity = start_ray(options.address)
+        capacity = _start_ray(options, console)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
@@ -68,11 +69,15 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or start_ray(options.address)
+        capacity = capacity or _start_ray(options, console)
         describe_plan(to_do, later, datasets, Place(capacity, store, console))
         return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
     finally:
         stop_ray()
+
+
+def _start_ray(options: argparse.Namespace, console: Console) -> Capacity:
+    return start_ray(options.address, device=options.device, say=console.print)
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.text import Text
 
 from memlib.config import RunConfig
+from memlib.experiments import CriticalUnitsConfig
 from memlib.units import Task
 
 SECONDS_BETWEEN_LINES = 60.0  # of one run's epochs, where output is not a terminal
@@ -50,6 +51,13 @@ def task_label(task: Task, name_run: Callable[[RunConfig], str] = run_label) -> 
     return f"{task.experiment}{what} of {name_run(task.run)}"
 
 
+def n_examples(task: Task) -> int:
+    """Return how many examples a task searches the critical units of, at most; 0 for any other task."""
+    if task.experiment != "critical_units":
+        return 0
+    return task.units[0].settings.get("part_size", CriticalUnitsConfig().part_size) * len(task.units)
+
+
 class SweepProgress:
     """Shows the runs of a sweep, each by its name; used as a context."""
 
@@ -71,6 +79,7 @@ class SweepProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._units = Counter[tuple[str, str]]()  # still to do, by experiment and run label
+        self._searched, self._to_search = Counter[str](), Counter[str]()  # examples, by run label
         self._n_units = self._n_units_ended = 0
         self._units_bar: TaskID | None = None
 
@@ -104,7 +113,7 @@ class SweepProgress:
         state = "  ".join([f"epoch {report.epoch}/{run.training.epochs}", *shares])
         if self._console.is_terminal:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
-        elif time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES:
+        elif self._is_silent_for_long(run_id):
             self._shown[run_id] = time.monotonic()
             self._line(f"{self._name_run(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
@@ -126,6 +135,7 @@ class SweepProgress:
         for task in tasks:
             self._units[task.experiment, self._name_run(task.run)] += len(task.units)
             self._n_units += len(task.units)
+            self._to_search[self._name_run(task.run)] += n_examples(task)
         self._show_units("waiting")
 
     def task_ended(self, task: Task, error: str | None) -> None:
@@ -133,13 +143,24 @@ class SweepProgress:
         key = (task.experiment, self._name_run(task.run))
         self._units[key] -= len(task.units)
         self._n_units_ended += len(task.units)
+        self._searched[key[1]] += n_examples(task)
         label = task_label(task, self._name_run)
-        self._show_units(label)
+        self._show_units(label + self._spell_searched(task))
         if error is not None:
             self._line(f"failed: {label}: {error}")
         if self._units[key] == 0:
             left = self._n_units - self._n_units_ended
             self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
+        elif n_examples(task) and not self._console.is_terminal and self._is_silent_for_long(task.run.run_id):
+            self._shown[task.run.run_id] = time.monotonic()
+            self._line(f"{task.experiment} of {key[1]}{self._spell_searched(task)}")
+
+    def _is_silent_for_long(self, run_id: str) -> bool:
+        return run_id not in self._shown or time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES
+
+    def _spell_searched(self, task: Task) -> str:
+        label = self._name_run(task.run)
+        return f": {self._searched[label]}/{self._to_search[label]} examples" if n_examples(task) else ""
 
     def _show_units(self, state: str) -> None:
         if not self._console.is_terminal or self._n_units == 0:

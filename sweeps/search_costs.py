@@ -30,7 +30,7 @@ def describe_search(search: Search, datasets: Mapping[str, Dataset], place: Plac
         f"{plan.epochs} epochs each, or fewer: compared after {cuts or 'none'}, one in {plan.space.reduction:g} goes on"
     )
     place.console.print(
-        f"on {place.capacity.cpus} CPUs and {place.capacity.gpus} GPUs: {_flops(least)} to {_flops(most)} TFLOP, "
+        f"on {place.capacity}: {_flops(least)} to {_flops(most)} TFLOP, "
         f"{estimate_time((), least, place.capacity)} to {estimate_time((), most, place.capacity)}, "
         f"at most {n_bytes / 1e6:.0f} MB of checkpoints"
     )

@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from memlib.experiments import CriticalUnitsConfig, ExperimentsConfig, RetrainingConfig, RewindingConfig
+from memlib.cross_validation import plan_cross_validation
+from memlib.experiments import (
+    CriticalUnitsConfig,
+    CrossValidationConfig,
+    ExperimentsConfig,
+    RetrainingConfig,
+    RewindingConfig,
+)
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
 from memlib.results import create_results
 from memlib.runs import perform_run
-from sweeps.costs import run_cost
+from sweeps.costs import run_cost, task_cost
 from sweeps.preflight import load_datasets as load
 from sweeps.wanted import still_to_do
 
@@ -59,3 +66,11 @@ def test_a_plain_step_is_planned_as_three_passes_and_only_evaluated_epochs_are_e
     assert passes() == pytest.approx((10 * 5 * 200 + 12 * 260) * evaluation)
     assert passes(gradient_accounting=False) == pytest.approx((10 * 3 * 200 + 12 * 260) * evaluation)
     assert passes(evaluate_every=4) == pytest.approx((10 * 5 * 200 + 5 * 260) * evaluation)
+
+
+def test_a_fold_is_planned_as_plain_steps_on_the_others_and_two_evaluations_of_all(digits, small_run):
+    task = plan_cross_validation(small_run, CrossValidationConfig(folds=4, epochs=3))[0]
+    one_epoch = plan_cross_validation(small_run, CrossValidationConfig(folds=4, epochs=1))[0]
+    forward = run_cost(small_run, digits).flops / (3 * 5 * 200 + 5 * 260)
+    passes = [task_cost(t, digits).flops / forward for t in (task, one_epoch)]
+    assert passes == pytest.approx([3 * 3 * 150 + 2 * 200 + 50, 3 * 150 + 2 * 200 + 50])
