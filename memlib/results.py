@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memlib.errors import InputError, unknown
-from memlib.storage import Storage, check_writable, open_storage
+from memlib.storage import Patience, Storage, check_writable, open_storage
 
 SCHEMA_VERSION = 1
 _VERSION_KEY = b"memlib_schema_version"
@@ -224,13 +224,14 @@ class ResultStore:
         names = self._newest_first(table)
         if len(names) < 2:
             return len(names)
-        written = {name: self.storage.modified(f"{table}/{name}") for name in names}
+        written = self.storage.modified(table)
         last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
+        now = self.storage.modified(table)
         for name in names:
-            if self.storage.modified(f"{table}/{name}") == written[name]:
+            if name in now and now[name] == written[name]:
                 self.storage.delete(f"{table}/{name}")
         return len(names)
 
@@ -273,24 +274,35 @@ def create_results(location: str | Path) -> ResultStore:
     """
     storage = open_storage(location)
     check_writable(storage)
-    if not storage.exists(_MARKER):
+    if not _is_marked(storage):
         storage.write(_MARKER, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-    return open_results(location)
+    return ResultStore(storage)
 
 
-def open_results(location: str | Path) -> ResultStore:
+def open_results(location: str | Path, patience: Patience | None = None) -> ResultStore:
     """Return the store at a local folder or URI for reading.
+
+    `patience`: how long it is tried again when it refuses; default: not at all.
 
     Raises:
         InputError: there are no results, or another schema version wrote them.
     """
-    storage = open_storage(location)
-    if not storage.exists(_MARKER):
+    storage = open_storage(location, patience)
+    if not _is_marked(storage):
         raise InputError(
             f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
         )
-    _check_version(storage.location, str(json.loads(storage.read(_MARKER)).get("schema_version")))
     return ResultStore(storage)
+
+
+def _is_marked(storage: Storage) -> bool:
+    """Return whether a results folder begins here; raises InputError if another schema version wrote it."""
+    try:
+        marker = storage.read(_MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    _check_version(storage.location, str(json.loads(marker).get("schema_version")))
+    return True
 
 
 def table_from_rows(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:

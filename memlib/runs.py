@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -128,11 +128,17 @@ def perform_run(
     checkpoints.delete_last()
 
 
-def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
-    """Return whether the run is among the `finished` ones and kept every state `config` asks for."""
+def is_finished(
+    config: RunConfig, store: ResultStore, finished: Set[str], kept: Mapping[str, Sequence[int]] | None = None
+) -> bool:
+    """Return whether the run is among the `finished` ones and kept every state `config` asks for.
+
+    kept: the epochs each run kept (`kept_epochs`); default: looked up for this run.
+    """
     if config.run_id not in finished:
         return False
-    return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
+    epochs = CheckpointFolder(store.storage, config.run_id).epochs() if kept is None else kept.get(config.run_id, ())
+    return set(config.checkpoint_epochs) <= set(epochs)
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
