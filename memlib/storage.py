@@ -128,7 +128,7 @@ class Storage:
 
     def _files(self, folder: str, *, recursive: bool = False) -> Mapping[str, fs.FileInfo]:
         """Return the finished files in (or anywhere below) a folder, by their path in it."""
-        base = f"{self.root}/{folder}"
+        base = f"{self.root}/{folder}".rstrip("/")
         selector = fs.FileSelector(base, allow_not_found=True, recursive=recursive)
         infos = self._insist(lambda: self.filesystem.get_file_info(selector))
         files = [i for i in infos if i.type == fs.FileType.File and not i.base_name.startswith(".")]

@@ -56,8 +56,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
-        if store.storage.is_local:
-            options.results = store.storage.root  # absolute: trials run in folders of their own
+        options.results = store.storage.uri  # trials run in folders and with variables of their own
         to_do = still_to_do(wanted, store)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:

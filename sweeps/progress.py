@@ -100,6 +100,14 @@ class SweepProgress:
             self._shown[run_id] = time.monotonic()
             self._line(f"{run_label(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
+    def lost(self, run_id: str, why: str, restart: str) -> None:
+        """Say that a run lost its process or node and is started again."""
+        self._line(f"lost: {run_label(self._runs[run_id])} ({why}); trying again ({restart})")
+
+    def note(self, run_id: str, text: str) -> None:
+        """Say what a run's process has to say."""
+        self._line(f"{run_label(self._runs[run_id])}: {text}")
+
     def finished(self, run_id: str, error: str | None) -> None:
         """Show how a run ended, and how many are left."""
         self._left -= 1
@@ -117,6 +125,14 @@ class SweepProgress:
             self._units[task.experiment, run_label(task.run)] += len(task.units)
             self._n_units += len(task.units)
         self._show_units("waiting")
+
+    def task_lost(self, task: Task, why: str, restart: str) -> None:
+        """Say that a task lost its process or node and is started again."""
+        self._line(f"lost: {task_label(task)} ({why}); trying again ({restart})")
+
+    def task_note(self, task: Task, text: str) -> None:
+        """Say what a task's process had to say."""
+        self._line(f"{task_label(task)}: {text}")
 
     def task_ended(self, task: Task, error: str | None) -> None:
         """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,11 +20,10 @@ from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 
 from memlib.config import RunConfig, config_from_json, config_to_json
-from memlib.results import open_results
 from memlib.runs import perform_run, record_failure
 from memlib.training import EpochRecord
 from sweeps.cluster import Capacity
-from sweeps.failures import RESTARTS, describe_error, record
+from sweeps.failures import RESTARTS, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import EpochReport, SweepProgress
@@ -116,6 +116,8 @@ class _Listener(tune.Callback):
     ) -> None:
         if "error" in result:
             self._errors[_run_id(trial)] = result["error"]
+        elif "note" in result:
+            self._progress.note(_run_id(trial), result["note"])
         elif "accuracies" in result:
             report = EpochReport(result["epoch"], result["seconds"], result["accuracies"])
             self._progress.epoch(_run_id(trial), report)
@@ -128,6 +130,13 @@ class _Listener(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._watcher.idle()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        """Say why a trial is started again; a node that was taken back with notice is not counted."""
+        message = Path(trial.error_file).read_text() if trial.error_file else ""
+        n = trial.run_metadata.num_failures
+        restart = f"{n} of {RESTARTS}" if n else "not counted"
+        self._progress.lost(_run_id(trial), describe_loss(message.rpartition("Failure #")[2]), restart)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record a run whose process was lost more often than it is restarted."""
@@ -156,7 +165,8 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
                 tune.report({"epoch": record.epoch, "seconds": record.seconds, "accuracies": shares})
 
             dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
-            perform_run(run, dataset, open_results(results), device=device, on_epoch=report)
+            store = open_patiently(results, lambda text: tune.report({"note": text}))
+            perform_run(run, dataset, store, device=device, on_epoch=report)
     except RayError:  # the node that held the images is gone: try again elsewhere
         raise
     except Exception as error:
