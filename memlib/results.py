@@ -10,7 +10,8 @@ the newest compact file, so no row is ever read twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from memlib.errors import InputError, unknown
 from memlib.storage import Patience, Storage, check_writable, open_storage
 
 SCHEMA_VERSION = 1
+READERS = 16  # files read at once: an object store answers each after tens of milliseconds
 _VERSION_KEY = b"memlib_schema_version"
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
@@ -189,8 +191,7 @@ class ResultStore:
         schema = _schema_of(table)
         wanted = list(columns or schema.names)
         pieces, seen = [schema.empty_table().select(wanted)], set()
-        for name in self._newest_first(table):
-            rows, units = self._read_file(table, name, [*dict.fromkeys(["unit_id", *wanted])])
+        for rows, units in self._read_files(table, [*dict.fromkeys(["unit_id", *wanted])]):
             if seen & units:
                 rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
             seen |= units
@@ -230,9 +231,9 @@ class ResultStore:
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
         now = self.storage.modified(table)
-        for name in names:
-            if name in now and now[name] == written[name]:
-                self.storage.delete(f"{table}/{name}")
+        unchanged = [f"{table}/{name}" for name in names if name in now and now[name] == written[name]]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.storage.delete, unchanged))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -243,6 +244,12 @@ class ResultStore:
     def _units_of(self, table: str, name: str) -> set[str]:
         metadata = self._open(table, name).schema_arrow.metadata or {}
         return set(json.loads(metadata[_UNITS_KEY]))
+
+    def _read_files(self, table: str, columns: list[str]) -> Iterator[tuple[pa.Table, set[str]]]:
+        """Yield each file's rows and units, the newest first; many are under way at once, as each waits its turn."""
+        names = self._newest_first(table)
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(lambda name: self._read_file(table, name, columns), names)
 
     def _read_file(self, table: str, name: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
         file = self._open(table, name)

@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memlib.errors import InputError
 
@@ -22,6 +23,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are ours to write
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
 }
+# What this process knows of the results' place, for every process of a cluster; credentials are each machine's own.
+PASSED_ON = ("MEMLIB_STORAGE_PATIENCE",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ def start_ray(address: str | None) -> Capacity:
     import ray  # noqa: PLC0415 - after the environment above
 
     try:
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=_passed_on() if address else None,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
@@ -62,6 +71,11 @@ def stop_ray() -> None:
     import ray  # noqa: PLC0415
 
     ray.shutdown()
+
+
+def _passed_on() -> dict[str, Any] | None:
+    known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {"env_vars": known} if known else None
 
 
 def _offer_token() -> None:

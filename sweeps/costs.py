@@ -22,6 +22,7 @@ from memlib.units import Task
 from sweeps.cluster import Capacity
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
+from sweeps.resources import trial_resources
 from sweeps.wanted import ToDo
 
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
@@ -75,7 +76,8 @@ def describe_plan(
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     estimate = _estimate_time(list(costs.values()), task_costs, capacity)
     console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints"
+        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {_at_once(to_do.runs, capacity)} runs at once, "
+        f"{n_bytes / 1e6:.0f} MB of checkpoints"
     )
     check_disk(place.store, n_bytes)
 
@@ -121,6 +123,16 @@ def sweep_seconds(runs: Sequence[RunCost], tasks: Sequence[RunCost] = (), *, lan
     longest = max((cost.flops for cost in runs), default=0.0) / (effective * max(1, lanes // max(1, len(runs))))
     trained = max(longest, sum(cost.flops for cost in runs) / (effective * lanes))
     return trained + sum(cost.flops for cost in tasks) / (effective * lanes)
+
+
+def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
+    """Return how many of the runs the cluster has room for at once, if all ask for as much as the largest."""
+    if not runs:
+        return 0
+    wanted = [trial_resources(run, capacity, n_runs=len(runs)) for run in runs]
+    room = capacity.cpus // max(w.cpus for w in wanted)
+    share = max(w.gpu for w in wanted)
+    return min(len(runs), room, int(capacity.gpus / share) if share else room)
 
 
 def _estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,6 +23,7 @@ from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, start_ray, stop_ray
 from sweeps.costs import Place, describe_plan
+from sweeps.failures import storage_patience
 from sweeps.plan import AXES, EXPERIMENTS, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
 from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
@@ -47,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
     if options.preset is None:
-        capacity = start_ray(options.address)
+        capacity = _start(options)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
         wanted = _wanted(options)
         check_names(list(wanted))
+        storage_patience()
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
@@ -67,11 +70,37 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or start_ray(options.address)
-        describe_plan(to_do, later, datasets, Place(capacity, store, console))
-        return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
+        capacity = capacity or _start(options)
+        place = Place(capacity, store, console)
+        describe_plan(to_do, later, datasets, place)
+        images = _share(datasets, options, place)
+        return DONE if options.dry_run else _perform(to_do, later, images, capacity, options, console)
     finally:
         stop_ray()
+
+
+def _start(options: argparse.Namespace) -> Capacity:
+    capacity = start_ray(options.address)
+    if options.address is not None:
+        from sweeps.doors import check_doors
+
+        check_doors(insecure=options.insecure)
+    return capacity
+
+
+def _share(datasets: Mapping[str, Dataset], options: argparse.Namespace, place: Place) -> dict[str, Any]:
+    """Put the images where every node can fetch them; on a cluster, see that every node is able to take part."""
+    # Ray is imported only after its environment is set
+    from sweeps.nodes import check_nodes
+    from sweeps.object_store import put_images
+
+    if options.address is None and options.dry_run:
+        return {}
+    images = put_images(datasets)
+    if options.address is not None:
+        n_nodes = check_nodes(place.store, images)
+        place.console.print(f"checked {n_nodes} nodes: all run this code, write the results and see the images")
+    return images
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
@@ -85,17 +114,15 @@ def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, con
 def _perform(
     to_do: ToDo,
     later: Mapping[RunConfig, list[Task]],
-    datasets: Mapping[str, Dataset],
+    images: Mapping[str, Any],
     capacity: Capacity,
     options: argparse.Namespace,
     console: Console,
 ) -> int:
     # Ray is imported only after its environment is set
-    from sweeps.object_store import put_images
     from sweeps.training_runs import Watcher, train_runs
     from sweeps.unit_tasks import TaskPool
 
-    images = put_images(datasets)
     with SweepProgress(to_do.runs, console) as progress:
         pool = TaskPool(images, options.results, capacity, progress)
         pool.add(to_do.tasks)
@@ -152,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
     add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
     add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
+    add("--insecure", action="store_true", help="use a cluster of several machines although it asks for no token")
     add("--dry-run", action="store_true", help="show the runs and what they will cost, and stop")
     add("--tensorboard", action="store_true", help="also write TensorBoard scalars to RESULTS/tensorboard")
     return parser

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memlib.checkpoints import kept_epochs
 from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
@@ -32,9 +33,10 @@ def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStor
         InputError: an experiment asks for a layer group or a checkpoint that a finished run does not have, or
             a result file is damaged.
     """
-    finished = store.finished_runs()
-    runs = [run for run in wanted if not is_finished(run, store, finished)]
-    trained = {run: experiments for run, experiments in wanted.items() if run not in runs}
+    finished, kept = store.finished_runs(), kept_epochs(store.storage)
+    runs = [run for run in wanted if not is_finished(run, store, finished, kept)]
+    unfinished = {run.run_id for run in runs}
+    trained = {run: experiments for run, experiments in wanted.items() if run.run_id not in unfinished}
     names = _group_names(store, {run.run_id for run in trained})
     tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names[run.run_id])]
     return ToDo(runs, missing_tasks(tasks, done_units(store)))
@@ -50,4 +52,7 @@ def _group_names(store: ResultStore, run_ids: set[str]) -> dict[str, tuple[str, 
     rows = store.read("gradients", columns=["run_id", "group", "group_index"])
     rows = rows.filter(pc.field("run_id").isin(pa.array(sorted(run_ids), pa.string())))
     groups = rows.group_by(["run_id", "group", "group_index"]).aggregate([]).sort_by("group_index").to_pylist()
-    return {run_id: tuple(row["group"] for row in groups if row["run_id"] == run_id) for run_id in run_ids}
+    names: dict[str, list[str]] = {run_id: [] for run_id in run_ids}
+    for row in groups:
+        names[row["run_id"]].append(row["group"])
+    return {run_id: tuple(ordered) for run_id, ordered in names.items()}
