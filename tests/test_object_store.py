@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from pyarrow import fs
 from s3_server import BUCKET, credentials, s3_server
-from sweeping import ROOT, assert_same_results, sweep
+from sweeping import ROOT, TIMEOUT, assert_same_results, sweep, wait_for
 
 from memlib.errors import InputError
 from memlib.results import create_results, open_results, table_from_rows
@@ -146,6 +146,20 @@ def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(
     }
     assert len(set(map(tuple, figures.values()))) == 1
     assert len(figures[server.uri("sweep")]) > 5
+
+
+def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, tmp_path, start):
+    driver = start(server.uri("ridden"), *EXPERIMENTS[2:], "--epochs", "12", "--experiments")
+    wait_for(lambda: any("last.safetensors" in path for _, path in server.requests()[-50:]))
+    server.shut.touch()
+    time.sleep(4.0)
+    server.shut.unlink()
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 0, out + err
+    assert len(re.findall(r"seed 0: s3://.* refuses \(.*\); it is tried again", out)) == 1, out
+    assert len(re.findall(r"seed 0: s3://.* answers again after \d+ s", out)) == 1, out
+    assert sweep(tmp_path / "local", *EXPERIMENTS[2:], "--epochs", "12", "--experiments")[0] == 0
+    assert_same_results(server.uri("ridden"), tmp_path / "local")
 
 
 def test_the_object_store_holds_tables_and_checkpoints_and_nothing_else(server):
