@@ -72,6 +72,7 @@ def measure(n_units: int, n_runs: int, folder: Path) -> dict[str, Any]:
         "compacting": compacting,
         "resuming_compacted": resuming_compacted,
         "submitting": submit(tasks, str(folder / "results")),
+        "submitting_to_4000_lanes": submit(tasks, str(folder / "results"), lanes=4000),  # 1,000 GPUs, 4 tasks each
     }
 
 
@@ -110,11 +111,16 @@ def fill(store: ResultStore, wanted: Mapping[RunConfig, ExperimentsConfig], task
             store.write("units", unit.unit_id, table_from_rows("units", [row]))
 
 
-def submit(tasks: Sequence[Task], results: str) -> list[dict[str, float]]:
-    """Return wall seconds, the driver's CPU seconds a unit and its memory for each step of submitting no work."""
+def submit(tasks: Sequence[Task], results: str, *, lanes: int | None = None) -> list[dict[str, float]]:
+    """Return wall and driver's CPU milliseconds a unit, and the driver's memory, for each step of submitting no work.
+
+    lanes: how many tasks the pool believes to run at once; default: this machine's CPUs.
+    """
     from sweeps.cluster import start_ray, stop_ray
 
     capacity = start_ray(None)
+    if lanes is not None:
+        capacity = replace(capacity, cpus=lanes)
     import ray
 
     from sweeps import unit_tasks
@@ -135,7 +141,7 @@ def submit(tasks: Sequence[Task], results: str) -> list[dict[str, float]]:
             pool.add(tasks)
             for step in range(1, STEPS + 1):
                 left = len(tasks) * (STEPS - step) // STEPS
-                n = len(pool._waiting) + len(pool._running) - left
+                n = in_hand(pool) - left
                 _, spent = timed(lambda left=left: advance_to(pool, left))
                 memory = psutil.Process().memory_info().rss / 2**20
                 rows.append({"done": len(tasks) - left, "driver_mb": memory, **per_unit(spent, n)})
@@ -147,8 +153,13 @@ def submit(tasks: Sequence[Task], results: str) -> list[dict[str, float]]:
 
 def advance_to(pool: Any, left: int) -> None:  # noqa: ANN401 - Ray is imported after its environment is set
     """Work until only `left` units wait or run."""
-    while len(pool._waiting) + len(pool._running) > left:
+    while in_hand(pool) > left:
         pool.advance(seconds=1.0)
+
+
+def in_hand(pool: Any) -> int:  # noqa: ANN401
+    """Return the number of units that wait or run."""
+    return len(pool._waiting) + len(pool._running)
 
 
 def per_unit(spent: Mapping[str, float], n: int) -> dict[str, float]:

@@ -146,6 +146,16 @@ class SweepProgress:
             left = self._n_units - self._n_units_ended
             self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
 
+    def gave_up(self, tasks: Sequence[Task], n_failed: int) -> None:
+        """Say that tasks of one experiment on one run are not started, as so many before them failed in a row."""
+        n_units = sum(len(task.units) for task in tasks)
+        self._units[tasks[0].experiment, run_label(tasks[0].run)] -= n_units
+        self._n_units_ended += n_units
+        self._line(
+            f"gave up: {tasks[0].experiment} of {run_label(tasks[0].run)}: {n_failed} tasks in a row failed, "
+            f"{n_units} units are not started"
+        )
+
     def _show_units(self, state: str) -> None:
         if not self._console.is_terminal or self._n_units == 0:
             return

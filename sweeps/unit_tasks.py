@@ -8,7 +8,7 @@ What loses its process or node is submitted again by the driver, which says so; 
 from __future__ import annotations
 
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from sweeps.preflight import dataset_key
 from sweeps.progress import SweepProgress
 from sweeps.resources import Resources, task_resources
 
+GIVE_UP_AFTER = 5  # tasks of one experiment on one run that fail of themselves, one after the other: a bug
 IN_FLIGHT_PER_LANE = 2  # tasks given to Ray for each that can run at once: the next one starts without the driver
 
 
@@ -72,6 +73,7 @@ class TaskPool:
         self._progress = progress
         self._waiting: deque[Attempt] = deque()
         self._running: dict[ray.ObjectRef, Attempt] = {}
+        self._failed_in_a_row = Counter[tuple[str, str]]()  # by experiment and run
 
     def add(self, tasks: Iterable[Task]) -> None:
         """Take tasks on; they are submitted by `advance`."""
@@ -123,9 +125,22 @@ class TaskPool:
             outcome = Outcome(error)
         for note in outcome.notes:
             self._progress.task_note(task, note)
-        if outcome.error is not None:
-            self.failures.append(TaskFailure(task, outcome.error))
         self._progress.task_ended(task, outcome.error)
+        subject = _subject(task)
+        if outcome.error is None:
+            self._failed_in_a_row[subject] = 0
+            return
+        self.failures.append(TaskFailure(task, outcome.error))
+        self._failed_in_a_row[subject] += 1
+        if self._failed_in_a_row[subject] == GIVE_UP_AFTER:
+            self._give_up(subject)
+
+    def _give_up(self, subject: tuple[str, str]) -> None:
+        """Drop what waits of an experiment on a run: what failed so often would fail again."""
+        dropped = [attempt.task for attempt in self._waiting if _subject(attempt.task) == subject]
+        self._waiting = deque(attempt for attempt in self._waiting if _subject(attempt.task) != subject)
+        if dropped:
+            self._progress.gave_up(dropped, GIVE_UP_AFTER)
 
     def _repeat(self, attempt: Attempt) -> None:
         """Queue again what the lost process had not written yet."""
@@ -135,6 +150,10 @@ class TaskPool:
             self._waiting.appendleft(Attempt(attempt.task, left, attempt.number + 1))
             return
         self._progress.task_ended(attempt.task, None)
+
+
+def _subject(task: Task) -> tuple[str, str]:
+    return task.experiment, task.run.run_id
 
 
 def _may_be_repeated(lost: RayError) -> bool:

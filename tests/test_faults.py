@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sweeping import TIMEOUT, assert_same_results, finished_epochs, sweep, wait_for, worker_processes, written
 
-OPTIONS = ["--seeds", "0", "--epochs", "12", "--experiments", "rewinding", "retraining"]
+OPTIONS = ["--seeds", "0", "--epochs", "40", "--experiments", "rewinding", "retraining"]
 for setting in ("checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"):
     OPTIONS += ["--set", setting]
 # Read when Ray's processes start: a node is missed after 3 seconds instead of 17.
