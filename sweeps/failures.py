@@ -16,13 +16,12 @@ PATIENCE_SECONDS = 300.0  # a storage that refuses is tried again for so long
 PATIENCE_VARIABLE = "MEMLIB_STORAGE_PATIENCE"  # seconds, instead of those
 # What Ray's messages say, and what it means; the first that is found.
 _LOSSES = (
-    ("preempt", "its node was taken back"),
+    ("low on memory", "its node ran out of memory"),
     ("out of memory", "its node ran out of memory"),
-    ("memory on the node", "its node ran out of memory"),
     ("node has died", "its node was lost"),
-    ("node (where", "its node was lost"),
-    ("node died", "its node was lost"),
+    ("node it was running on is dead", "its node was lost"),
 )
+TAKEN_BACK = "its node was taken back"  # a spot node that left with notice
 
 
 def open_patiently(results: str, told: Callable[[str], None]) -> ResultStore:

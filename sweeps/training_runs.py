@@ -23,7 +23,7 @@ from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.runs import perform_run, record_failure
 from memlib.training import EpochRecord
 from sweeps.cluster import Capacity
-from sweeps.failures import RESTARTS, describe_error, describe_loss, open_patiently, record
+from sweeps.failures import RESTARTS, TAKEN_BACK, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import EpochReport, SweepProgress
@@ -99,6 +99,7 @@ class _Listener(tune.Callback):
         self._watcher = watcher
         self._progress = watcher.progress
         self._errors: dict[str, str] = {}
+        self._losses: dict[str, int] = {}  # counted so far, by run
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore that is never made; a terminal cannot be pickled."""
@@ -133,10 +134,13 @@ class _Listener(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Say why a trial is started again; a node that was taken back with notice is not counted."""
+        run_id, n = _run_id(trial), trial.run_metadata.num_failures
+        if n == self._losses.get(run_id, 0):
+            self._progress.lost(run_id, TAKEN_BACK, "not counted")
+            return
+        self._losses[run_id] = n
         message = Path(trial.error_file).read_text() if trial.error_file else ""
-        n = trial.run_metadata.num_failures
-        restart = f"{n} of {RESTARTS}" if n else "not counted"
-        self._progress.lost(_run_id(trial), describe_loss(message.rpartition("Failure #")[2]), restart)
+        self._progress.lost(run_id, describe_loss(message.rpartition("Failure #")[2]), f"{n} of {RESTARTS}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record a run whose process was lost more often than it is restarted."""

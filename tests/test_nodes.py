@@ -35,9 +35,13 @@ def test_only_a_cluster_of_this_machine_alone_needs_no_token(addresses, reachabl
             "The actor died unexpectedly. Worker unexpectedly exits with a connection error code 2.",
             "its process was lost",
         ),
-        ("Task was killed due to the node running out of memory.", "its node ran out of memory"),
+        ("1 worker(s) were killed due to the node running low on memory.", "its node ran out of memory"),
         ("The actor died because its node has died. Node Id: 12", "its node was lost"),
-        ("The actor died because its node has died. the actor's node was preempted: spot", "its node was taken back"),
+        (
+            "Task failed because the node it was running on is dead or unavailable. Node IP: 10.0.0.2. This can happen "
+            "if the node was preempted, had a hardware failure, or its raylet crashed unexpectedly.",
+            "its node was lost",
+        ),
     ],
 )
 def test_rays_messages_are_told_in_our_words(message, expected):
