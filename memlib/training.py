@@ -90,6 +90,8 @@ def train(
         InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
+    # What an earlier training of this run kept is written anew too: all states of a run belong together.
+    kept = {*config.checkpoint_epochs, *checkpoints.epochs()}
     _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
@@ -99,7 +101,10 @@ def train(
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
-        _save(state, data, config, checkpoints)
+        facts = _facts(state, data, config)
+        if epoch in kept:
+            checkpoints.save_epoch(epoch, state.model, facts)
+        _save_last(state, facts, checkpoints)
         yield state.records[-1]
 
 
@@ -224,11 +229,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     state.records = records
 
 
-def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
-    facts = _facts(state, data, config)
-    # What an earlier training of this run kept is written anew too: all states of a run belong together.
-    if state.epoch in {*config.checkpoint_epochs, *checkpoints.epochs()}:
-        checkpoints.save_epoch(state.epoch, state.model, facts)
+def _save_last(state: TrainingState, facts: dict[str, Any], checkpoints: CheckpointFolder) -> None:
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
