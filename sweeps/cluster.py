@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memlib.errors import InputError
+from sweeps.equipment import CODE_VARIABLE, equipment
 
 SECONDS_TO_ANSWER = 5.0
 
@@ -23,7 +24,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are ours to write
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
 }
-# What this process knows of the results' place, for every process of a cluster; credentials are each machine's own.
+# What every process of a cluster is told of this one's variables; credentials are each machine's own.
 PASSED_ON = ("MEMLIB_STORAGE_PATIENCE",)
 
 
@@ -73,9 +74,9 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def _passed_on() -> dict[str, Any] | None:
+def _passed_on() -> dict[str, Any]:
     known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return {"env_vars": known} if known else None
+    return {"env_vars": {**known, CODE_VARIABLE: equipment().code}}
 
 
 def _offer_token() -> None:

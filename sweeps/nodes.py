@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,24 +12,14 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import memlib
 from memlib.errors import InputError
 from memlib.results import ResultStore
 from memlib.storage import Storage, open_storage
+from sweeps.equipment import Equipment, equipment
 from sweeps.object_store import from_arrays
 
 SECONDS_TO_ANSWER = 120.0
 SHARE_OF_GPU = 0.01  # enough for Ray to show the process a card
-
-
-@dataclass(frozen=True)
-class Equipment:
-    """What a process runs with; all processes of a sweep must have the same."""
-
-    python: str
-    ray: str
-    torch: str
-    memlib: str  # digest of the source: a commit says nothing of what was changed since
 
 
 @dataclass(frozen=True)
@@ -68,11 +55,6 @@ def check_nodes(store: ResultStore, images: Mapping[str, ray.ObjectRef]) -> int:
     if lacking:
         raise InputError(f"{len(lacking)} of {len(nodes)} nodes cannot take part. " + " ".join(lacking))
     return len(nodes)
-
-
-def equipment() -> Equipment:
-    """Return what this process runs with."""
-    return Equipment(platform.python_version(), ray.__version__, torch.__version__, _source_digest())
 
 
 def find_differences(there: Equipment, here: Equipment) -> list[str]:
@@ -143,12 +125,3 @@ def _is_gone(node: Mapping[str, Any]) -> bool:
 
 def _label(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-
-
-def _source_digest() -> str:
-    """Return 12 hexadecimal digits of the installed packages' source."""
-    digest = hashlib.blake2b(digest_size=6)
-    for folder in (Path(memlib.__file__).parent, Path(__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()

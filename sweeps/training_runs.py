@@ -23,6 +23,7 @@ from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.runs import perform_run, record_failure
 from memlib.training import EpochRecord
 from sweeps.cluster import Capacity
+from sweeps.equipment import check_code
 from sweeps.failures import RESTARTS, TAKEN_BACK, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
@@ -161,6 +162,7 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
     device = torch.device("cuda" if granted.get("GPU") else "cpu")
     torch.set_num_threads(int(granted["CPU"]))
     try:
+        check_code()
         with scalar_writer(results, run.run_id, enabled=tensorboard) as write_scalars:
 
             def report(record: EpochRecord) -> None:

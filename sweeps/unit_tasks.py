@@ -22,6 +22,7 @@ from memlib.prefixes import State
 from memlib.tasks import perform_task, record_unit_failure
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity
+from sweeps.equipment import check_code
 from sweeps.failures import RESTARTS, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
@@ -171,6 +172,7 @@ def _perform(task: Task, images: dict[str, Any], results: str, granted: Resource
     notes: list[str] = []
     load_state = functools.partial(_load_state, results, task.run.run_id)
     try:
+        check_code()
         store = open_patiently(results, notes.append)
         perform_task(task, from_arrays(images), store, device=device, load_state=load_state)
     except RayError:

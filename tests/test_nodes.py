@@ -4,8 +4,9 @@ import pytest
 
 from memlib.errors import InputError
 from sweeps.doors import is_reachable
+from sweeps.equipment import CODE_VARIABLE, check_code, equipment
 from sweeps.failures import PATIENCE_SECONDS, PATIENCE_VARIABLE, describe_loss, storage_patience
-from sweeps.nodes import equipment, find_differences
+from sweeps.nodes import find_differences
 
 
 def test_processes_of_one_checkout_do_not_differ():
@@ -60,3 +61,12 @@ def test_a_patience_that_is_no_number_of_seconds_is_refused(given, monkeypatch):
     monkeypatch.setenv(PATIENCE_VARIABLE, given)
     with pytest.raises(InputError, match=f"MEMLIB_STORAGE_PATIENCE is '{given}'; give a number of seconds"):
         storage_patience()
+
+
+def test_a_process_on_a_node_that_joined_late_refuses_to_run_other_code(monkeypatch):
+    check_code()
+    monkeypatch.setenv(CODE_VARIABLE, equipment().code)
+    check_code()
+    monkeypatch.setenv(CODE_VARIABLE, "memlib 0, torch 0")
+    with pytest.raises(InputError, match="runs memlib .* and the driver memlib 0, torch 0; install the driver's there"):
+        check_code()
