@@ -38,15 +38,6 @@ sys.exit(0 if accepted else refusal)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """One run and its experiments that nothing happened to, on this machine alone."""
-    results = tmp_path_factory.mktemp("undisturbed") / "results"
-    code, out, err = sweep(results, *OPTIONS)
-    assert (code, err) == (0, ""), out + err
-    return results
-
-
-@pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in IMPATIENT.items():
@@ -59,6 +50,15 @@ def cluster(tmp_path_factory):
             cluster.add_node(num_cpus=1)
         yield cluster
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """One run and its experiments on the same nodes, with nothing happening to them."""
+    results = tmp_path_factory.mktemp("undisturbed") / "results"
+    code, out, err = sweep(results, *OPTIONS, "--address", cluster.address)
+    assert (code, err) == (0, ""), out + err
+    return results
 
 
 @pytest.fixture
