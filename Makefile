@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test environment bench
+.PHONY: run test environment bench lab-test
 
 run: environment
 	@$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
@@ -17,7 +17,7 @@ test: environment
 
 bench: environment
 	$(BIN)/python bench/training.py
-	$(BIN)/python bench/layers.py --ray
+	$(BIN)/python bench/layers.py
 
 environment: .venv/.installed
 
@@ -27,3 +27,6 @@ environment: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
+	$(BIN)/python -m pytest -m lab -rs tests/lab

@@ -72,6 +72,23 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         cosine=pa.float64(),  # of the clean and the noisy sum; null where one of them is zero
         n_parameters=pa.int64(),
     ),
+    "dynamics": _schema(  # one row a training example, over the evaluated epochs of training
+        example_id=pa.int64(),
+        aum=pa.float64(),  # area under the margin: the mean of the margins
+        forgetting_events=pa.int64(),  # times it went from predicted as assigned to predicted otherwise
+        first_learned=pa.int64(),  # epoch; null if it was never predicted as assigned
+        last_mistake=pa.int64(),  # the last label predicted instead of the assigned one; null if none was
+        n_epochs=pa.int64(),  # over which all this was seen
+    ),
+    "cross_validation": _schema(  # one row a training example, judged by a network that was not trained on it
+        example_id=pa.int64(),
+        assigned=pa.int64(),
+        fold=pa.int64(),  # 0 = the first of `folds`; all examples of a fold are judged by one network
+        folds=pa.int64(),
+        epochs=pa.int64(),  # that network's training
+        prediction=pa.int64(),
+        probabilities=pa.list_(pa.float32()),  # softmax, by class
+    ),
     "rewinding": _schema(
         group=pa.string(),  # several groups rewound at once are joined by "+"
         group_index=pa.int64(),  # of the first of them
@@ -99,6 +116,33 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         split=pa.string(),  # under tied masks there is no test
         accuracy=pa.float64(),
         n=pa.int64(),
+    ),
+    "dropout_search": _schema(  # one row a trial and kind of BatchNorm statistics; a trial is no run: facts stand here
+        dataset=pa.string(),
+        model=pa.string(),
+        seed=pa.int64(),
+        noise_fraction=pa.float64(),
+        dropout=pa.string(),  # example_tied; none: the control
+        p_gen=pa.float64(),  # null for the control
+        p_mem=pa.float64(),
+        width=pa.float64(),
+        after=pa.string(),  # joined by "+"; "" for the model's own places
+        peak_lr=pa.float64(),
+        config=pa.string(),  # all settings, JSON
+        data_digest=pa.string(),
+        batchnorm=pa.string(),  # final; recalibrated in mode dropped: trials that were trained to the end only
+        epochs=pa.int64(),  # trained
+        stopped_early=pa.bool_(),
+        validation_accuracy=pa.float64(),  # of held-out images, against assigned labels: what is chosen by
+        validation_curve=pa.list_(pa.float64()),  # the same after every epoch from 0; null where recalibrated
+        clean_accuracy=pa.float64(),  # in mode dropped, as the validation accuracy; the control's as usual
+        noisy_accuracy=pa.float64(),  # null without noise
+        test_accuracy=pa.float64(),
+        scaled_test_accuracy=pa.float64(),  # in mode scaled; null where recalibrated and for the control
+        n_validation=pa.int64(),
+        n_clean=pa.int64(),
+        n_noisy=pa.int64(),
+        n_test=pa.int64(),
     ),
     "critical_units": _schema(  # one row an example
         example_id=pa.int64(),
@@ -154,6 +198,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         prediction=pa.int64(),
         margin=pa.float64(),  # logit of the assigned label minus the largest other logit
         loss=pa.float64(),
+    ),
+    "forgotten_images": _schema(  # clean training examples right under tied masks and wrong when dropped
+        example_id=pa.int64(),
+        assigned=pa.int64(),
+        original=pa.int64(),
+        new_prediction=pa.int64(),  # in mode dropped
+        assigned_name=pa.string(),  # of the class
+        new_name=pa.string(),
+        margin=pa.float64(),  # in mode dropped; the lowest are kept
+        n_forgotten=pa.int64(),  # of the run, kept or not
+        png=pa.binary(),  # the image as trained on
     ),
 }
 

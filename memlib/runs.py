@@ -6,10 +6,11 @@ before it can be written again without leaving a trace twice.
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,50 +23,84 @@ from memlib.batches import place_images
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.control_dropouts import check_widths, insert_dropout
-from memlib.datasets import Dataset, ImageSet, balanced_subset
+from memlib.datasets import Dataset, ImageSet, balanced_subset, draw_holdout
 from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
+from memlib.forgotten_images import forgotten_images
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
 from memlib.results import ResultStore, table_from_rows
 from memlib.seeds import stream
 from memlib.training import EpochRecord, TrainingData, train
+from memlib.training_dynamics import NEVER, TrainingDynamics
 
 DIGIT_SETS = ("digits", "mnist", "svhn")
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """A run's training set with its labels after noise, and its test set."""
+    """A run's training set with its labels after noise, its test set, and what is held out of training to validate it.
+
+    The labels of `held_out` are the assigned ones, as noisy as the training set's; which are wrong is not told.
+    """
 
     train: ImageSet
     noisy_labels: NoisyLabels
     test: ImageSet
+    num_classes: int
+    held_out: ImageSet | None = None
 
 
 def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
     """Return the run's seeded subset of the training set with its label noise, and the test set as it is.
 
+    What `data.holdout` holds out is drawn from the subset after the noise, and no part of the training set.
+
     Raises:
-        InputError: the subset or the noise cannot be drawn from this dataset.
+        InputError: the subset, the noise or the held-out part cannot be drawn from this dataset.
     """
     train_set = dataset.train
     if config.data.limit is not None:
         generator = stream(config.seed, "subset")
         train_set = balanced_subset(train_set, config.data.limit, dataset.num_classes, generator)
-    if config.training.batch_size > len(train_set):
-        raise InputError(
-            f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(train_set)} training "
-            f"images here; give at most {len(train_set)}."
-        )
     if "flip" in config.training.augment and config.data.name in DIGIT_SETS:
         raise InputError(
             f"training.augment has 'flip', but a mirrored digit is no digit; leave it out for {dataset.name}."
         )
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
-    return RunData(train_set, noisy, dataset.test)
+    data = RunData(train_set, noisy, dataset.test, dataset.num_classes)
+    if config.data.holdout is not None:
+        data = _hold_out(data, config.data.holdout, stream(config.seed, "holdout"))
+    if config.training.batch_size > len(data.train):
+        raise InputError(
+            f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(data.train)} training "
+            f"images here; give at most {len(data.train)}."
+        )
+    return data
+
+
+def _hold_out(data: RunData, share: float, generator: torch.Generator) -> RunData:
+    kept, held_out = draw_holdout(len(data.train), share, generator)
+    assigned = replace(data.train, labels=data.noisy_labels.labels)
+    return replace(
+        data,
+        train=data.train.take(kept),
+        noisy_labels=data.noisy_labels.take(kept),
+        held_out=assigned.take(held_out),
+    )
+
+
+def place_data(data: RunData, digest: str, device: torch.device) -> TrainingData:
+    """Return what the training loop takes, images on `device`; `digest` is of the data set they were drawn from."""
+
+    def placed(images: ImageSet) -> ImageSet:
+        return replace(images, images=place_images(images.images, device))
+
+    train = placed(replace(data.train, labels=data.noisy_labels.labels))
+    held_out = None if data.held_out is None else placed(data.held_out)
+    return TrainingData(train, data.noisy_labels.is_noisy, placed(data.test), digest, held_out)
 
 
 def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
@@ -104,28 +139,37 @@ def perform_run(
     version_at_start = code_version()
     data = prepare_data(config, dataset)
     model = build_network(config, dataset)
-    training_data = TrainingData(
-        ImageSet(place_images(data.train.images, device), data.noisy_labels.labels, data.train.ids),
-        data.noisy_labels.is_noisy,
-        ImageSet(place_images(data.test.images, device), data.test.labels, data.test.ids),
-        dataset.digest,
-    )
+    training_data = place_data(data, dataset.digest, device)
     checkpoints = CheckpointFolder(store.storage, config.run_id)
-    records = []
-    for record in train(model, training_data, config, device=device, checkpoints=checkpoints):
-        records.append(record)
-        on_epoch(record)
+    epochs = train(model, training_data, config, device=device, checkpoints=checkpoints)
+    records, dynamics = _follow(epochs, on_epoch)
     run_id = config.run_id
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
+    store.write("dynamics", run_id, _dynamics_rows(run_id, dynamics, data.train.ids))
     found = predict_by_mode(model, training_data, device=device)
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":
         store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))
+    if config.dropout.kind == "example_tied":
+        store.write("forgotten_images", run_id, _forgotten_rows(run_id, found, data, dataset.class_names))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
     store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
     checkpoints.delete_last()
+
+
+def _follow(
+    epochs: Generator[EpochRecord, None, TrainingDynamics], on_epoch: Callable[[EpochRecord], None]
+) -> tuple[list[EpochRecord], TrainingDynamics]:
+    """Return a training's records, each reported as it comes, and its dynamics at the end."""
+    records = []
+    while True:
+        try:
+            records.append(next(epochs))
+        except StopIteration as ended:
+            return records, ended.value
+        on_epoch(records[-1])
 
 
 def is_finished(
@@ -142,11 +186,12 @@ def is_finished(
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
-    """Raise InputError if finished runs in the store were made from other images under the same name and size."""
-    for run in store.read("runs", columns=["status", "config", "data_digest"]).to_pylist():
-        made_from = config_from_json(run["config"]).data
+    """Raise InputError if finished runs or trials in the store come from other images of the same name and size."""
+    made = [store.read(table, columns=["config", "data_digest"]) for table in ("runs", "dropout_search")]
+    for row in pa.concat_tables(made).to_pylist():
+        made_from = config_from_json(row["config"]).data
         same_source = (made_from.name, made_from.image_size) == (config.data.name, config.data.image_size)
-        if run["status"] == "done" and same_source and run["data_digest"] != dataset.digest:
+        if same_source and row["data_digest"] not in (None, dataset.digest):
             raise InputError(
                 f"{store.storage.location} holds runs on other images that were also called {config.data.name} "
                 "(their digest differs); give the images those were made from, or another --results."
@@ -166,8 +211,9 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
     store.write("runs", config.run_id, _run_row(config, device, outcome))
 
 
+@functools.cache
 def code_version() -> str:
-    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout."""
+    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -214,9 +260,26 @@ def _gradient_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
     return table_from_rows("gradients", rows)
 
 
+def _dynamics_rows(run_id: str, dynamics: TrainingDynamics, ids: Tensor) -> pa.Table:
+    found = dynamics.summarize()
+    known = {
+        name: pa.array(values, mask=values == NEVER)
+        for name, values in (("first_learned", found.first_learned), ("last_mistake", found.last_mistake))
+    }
+    columns = {**vars(found), **known, "n_epochs": [found.n_epochs] * len(ids)}
+    return pa.table({"run_id": [run_id] * len(ids), "example_id": ids.numpy(), **columns})
+
+
 def _dropout_rows(run_id: str, found: list[ModePredictions], data: TrainingData) -> pa.Table:
     rows = [{"run_id": run_id, **asdict(result)} for result in mode_accuracies(found, data)]
     return table_from_rows("dropout", rows)
+
+
+def _forgotten_rows(run_id: str, found: list[ModePredictions], data: RunData, class_names: Sequence[str]) -> pa.Table:
+    by_mode = {predictions.variant.mode: predictions.train for predictions in found if predictions.variant.is_main}
+    predictions = (by_mode["tied"], by_mode["dropped"])
+    images = forgotten_images(data.train, predictions, data.noisy_labels, class_names=class_names)
+    return table_from_rows("forgotten_images", [{"run_id": run_id, **asdict(image)} for image in images])
 
 
 def _example_rows(run_id: str, found: list[ModePredictions], data: RunData) -> pa.Table:

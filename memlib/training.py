@@ -1,4 +1,4 @@
-"""The one training loop: SGD with gradient accounting, and nothing that a resumed run would miss.
+"""The one training loop: SGD, by default with gradient accounting, and nothing that a resumed run would miss.
 
 Paper: the experimental setting, and gradient accounting (Figures 1 and 2).
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, accuracy, predict, predict_in_mode
+from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -35,6 +36,7 @@ from memlib.layer_groups import layer_groups
 from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream
+from memlib.training_dynamics import TrainingDynamics, after_epoch, start_dynamics
 
 STEPS_BETWEEN_CHECKS = 16  # for a loss that is no longer finite: each check waits for the device
 
@@ -45,12 +47,16 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only."""
+    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only.
+
+    held_out: a part of the training set that is not trained on, with assigned labels; None for none.
+    """
 
     train: ImageSet  # labels are the assigned ones
     is_noisy: Bool[Tensor, " n"]
     test: ImageSet
     digest: str  # of the data set this was drawn from; a run continues on the same one only
+    held_out: ImageSet | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class EpochRecord:
     """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
 
     epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test
-    gradients: tuple[GroupGradient, ...]
+    accuracies: dict[str, Accuracy]  # by split: clean, noisy, test, validation; absent without examples or evaluation
+    gradients: tuple[GroupGradient, ...]  # none without gradient accounting
     seconds: float  # wall time of training and evaluation
 
 
@@ -71,6 +77,7 @@ class TrainingState:
     optimizer: torch.optim.SGD
     precision: Literal["float32", "bfloat16"]
     records: list[EpochRecord] = field(default_factory=list)
+    dynamics: TrainingDynamics = field(default_factory=lambda: start_dynamics(0))  # of the training examples, in order
 
     @property
     def epoch(self) -> int:
@@ -79,37 +86,86 @@ class TrainingState:
 
 
 def train(
-    model: nn.Module, data: TrainingData, config: RunConfig, *, device: torch.device, checkpoints: CheckpointFolder
-) -> Iterator[EpochRecord]:
-    """Train the model in place and yield one record an epoch, from before training (0) to the last.
+    model: nn.Module,
+    data: TrainingData,
+    config: RunConfig,
+    *,
+    device: torch.device,
+    checkpoints: CheckpointFolder | None,
+    evaluate: Callable[..., dict[str, Accuracy]] | None = None,
+) -> Generator[EpochRecord, None, TrainingDynamics]:
+    """Train the model in place, yield one record an epoch, from before training (0) to the last, and return
+    the dynamics of the training examples.
 
-    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
+    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated. Without
+    `checkpoints` no state is kept, and an interrupted training cannot be continued. With `evaluate`, the model is
+    judged by evaluate(model, data, device=...) after every epoch, instead of on all splits after the epochs that
+    `training.evaluate_every` names, and there are no dynamics.
 
     Raises:
         Diverged: the loss is no longer finite.
         InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
-    # What an earlier training of this run kept is written anew too: all states of a run belong together.
-    kept = {*config.checkpoint_epochs, *checkpoints.epochs()}
-    _continue(state, data, config, checkpoints)
+    state.dynamics = start_dynamics(len(data.train))
+    kept = set(config.checkpoint_epochs)
+    if checkpoints is not None:
+        # What an earlier training of this run kept is written anew too: all states of a run belong together.
+        kept |= set(checkpoints.epochs())
+        _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        accuracies = evaluate_splits(model, data, device=device)
+        accuracies = {}
+        if evaluate is not None:
+            accuracies = evaluate(model, data, device=device)
+        elif epoch in config.training.evaluated_epochs:
+            accuracies = _evaluate(state, data, epoch=epoch, device=device)
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
-        facts = _facts(state, data, config)
-        if epoch in kept:
-            checkpoints.save_epoch(epoch, state.model, facts)
-        _save_last(state, facts, checkpoints)
+        if checkpoints is not None:
+            _save(state, data, config, checkpoints, keep=epoch in kept)
         yield state.records[-1]
+    return state.dynamics
 
 
-def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+def _evaluate(state: TrainingState, data: TrainingData, *, epoch: int, device: torch.device) -> dict[str, Accuracy]:
     """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
+
+    Held-out examples, if any, are judged as by `evaluate_held_out`. After an epoch of training, the training examples'
+    dynamics take note of it.
+    """
+    train, test = _predict_splits(state.model, data, device=device)
+    splits = {
+        "clean": accuracy(train, data.train.labels, ~data.is_noisy),
+        "noisy": accuracy(train, data.train.labels, data.is_noisy),
+        "test": accuracy(test, data.test.labels),
+    }
+    if epoch > 0:
+        seen = {"margin": train.margin.numpy(), "prediction": train.prediction.numpy()}
+        state.dynamics = after_epoch(state.dynamics, epoch, **seen, labels=data.train.labels.cpu().numpy())
+    held_out = evaluate_held_out(state.model, data, device=device) if data.held_out is not None else {}
+    return {split: result for split, result in splits.items() if result is not None} | held_out
+
+
+def evaluate_held_out(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+    """Return accuracy and loss on the held-out examples, by their assigned labels, as split `validation`.
+
+    Of a model with example-tied dropout in mode `dropped`, in which it would be deployed; in float32.
+
+    Raises:
+        InputError: nothing is held out.
+    """
+    if data.held_out is None:
+        raise InputError("nothing is held out to validate on; set data.holdout, e.g. to 0.1.")
+    result = accuracy(predict_deployed(model, data.held_out, device=device), data.held_out.labels)
+    return {} if result is None else {"validation": result}
+
+
+def _predict_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> tuple[Predictions, Predictions]:
+    """Return what the model predicts for the training and the test examples.
 
     With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`.
     """
@@ -119,12 +175,7 @@ def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.devic
     else:
         train = predict(model, data.train.images, data.train.labels, device=device)
         test = predict(model, data.test.images, data.test.labels, device=device)
-    splits = {
-        "clean": accuracy(train, data.train.labels, ~data.is_noisy),
-        "noisy": accuracy(train, data.train.labels, data.is_noisy),
-        "test": accuracy(test, data.test.labels),
-    }
-    return {split: result for split, result in splits.items() if result is not None}
+    return train, test
 
 
 def training_step(
@@ -139,16 +190,47 @@ def training_step(
     `ids` are the examples', for a model with example-tied dropout.
     """
     inputs, labels, is_noisy = batch
-    with_ids = {} if ids is None else {"ids": ids}
     parameters = list(state.model.parameters())
-    with exact_float32(device) if state.precision == "float32" else nullcontext():
-        with autocast(state.precision, device):
-            logits = state.model(inputs, **with_ids)
+    with _step_numerics(state, device):
+        logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
-        parameter.grad = _laid_out_like(parameter, clean + noisy)
-    state.optimizer.step()
+    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
     return loss, gradients
+
+
+def plain_step(
+    state: TrainingState,
+    batch: tuple[Tensor, Int64[Tensor, " b"]],
+    *,
+    device: torch.device,
+    ids: Int64[Tensor, " b"] | None = None,
+) -> Tensor:
+    """Take one optimizer step on (inputs, labels) without gradient accounting; return the loss before it.
+
+    The step is `training_step`'s up to rounding, with one backward pass for its two.
+    """
+    inputs, labels = batch
+    with _step_numerics(state, device):
+        loss = F.cross_entropy(_logits(state, inputs, ids, device).float(), labels)
+        gradients = torch.autograd.grad(loss, list(state.model.parameters()), materialize_grads=True)
+    _step(state, gradients)
+    return loss.detach()
+
+
+def _step_numerics(state: TrainingState, device: torch.device) -> AbstractContextManager[object]:
+    return exact_float32(device) if state.precision == "float32" else nullcontext()
+
+
+def _logits(state: TrainingState, inputs: Tensor, ids: Int64[Tensor, " b"] | None, device: torch.device) -> Tensor:
+    with_ids = {} if ids is None else {"ids": ids}
+    with autocast(state.precision, device):
+        return state.model(inputs, **with_ids)
+
+
+def _step(state: TrainingState, gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+        parameter.grad = _laid_out_like(parameter, gradient)
+    state.optimizer.step()
 
 
 def _train_epoch(
@@ -157,8 +239,8 @@ def _train_epoch(
     labels, is_noisy = data.train.labels.to(device), data.is_noisy.to(device)
     ids = data.train.ids.to(device) if dropout_layers(state.model) else None
     per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
-    names = [name for name, _ in state.model.named_parameters()]
-    sums = zero_sums(list(state.model.parameters()))
+    accounting = config.training.gradient_accounting
+    sums = zero_sums(list(state.model.parameters()) if accounting else [])
     state.model.train()
     batches = training_batches(data.train.images, config.training, seed=config.seed, epoch=epoch, device=device)
     # Dropout inside a model draws from the global stream: give it one of this run and epoch.
@@ -168,12 +250,17 @@ def _train_epoch(
             state.optimizer.param_groups[0]["lr"] = learning_rate(
                 config.training, step=step, steps=config.training.epochs * per_epoch
             )
-            batch = (inputs, labels[positions], is_noisy[positions])
-            loss, gradients = training_step(state, batch, device=device, ids=None if ids is None else ids[positions])
-            add_to_sums_(sums, gradients)
+            chosen = None if ids is None else ids[positions]
+            if accounting:
+                batch = (inputs, labels[positions], is_noisy[positions])
+                loss, gradients = training_step(state, batch, device=device, ids=chosen)
+                add_to_sums_(sums, gradients)
+            else:
+                loss = plain_step(state, (inputs, labels[positions]), device=device, ids=chosen)
             if index % STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
                 raise _diverged(epoch, config)
-    return summarize_groups(sums, names, layer_groups(state.model))
+    names = [name for name, _ in state.model.named_parameters()]
+    return summarize_groups(sums, names, layer_groups(state.model)) if accounting else []
 
 
 def _diverged(epoch: int, config: RunConfig) -> Diverged:
@@ -207,9 +294,11 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     saved = checkpoints.load_last()
     if saved is None:
         return
-    records = [_record(r) for r in saved.facts["records"]]
+    records = saved_records(saved)
     kept = checkpoints.epochs()
     if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
+        return
+    if "dynamics.margin_sum" not in saved.tensors:  # begun by a memlib without them: they cannot be had afterwards
         return
     for fact, ours in _facts(state, data, config).items():
         if fact != "config" and saved.facts[fact] != ours:
@@ -217,22 +306,27 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
                 f"run {config.run_id} was begun with {fact} {saved.facts[fact]} and would continue with {ours}; give "
                 f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
             )
-    tensors = saved.tensors.items()
-    model = {n.removeprefix("model."): t for n, t in tensors if n.startswith("model.")}
-    load_model_state(state.model, model, where=f"of run {config.run_id}")
+    load_model_state(state.model, saved_model(saved), where=f"of run {config.run_id}")
     for name, parameter in state.model.named_parameters():
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
             state.optimizer.state[parameter]["momentum_buffer"] = _laid_out_like(
                 parameter, momentum.to(parameter.device)
             )
+    state.dynamics = _dynamics(saved)
     state.records = records
 
 
-def _save_last(state: TrainingState, facts: dict[str, Any], checkpoints: CheckpointFolder) -> None:
+def _save(
+    state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder, *, keep: bool
+) -> None:
+    facts = _facts(state, data, config)
+    if keep:
+        checkpoints.save_epoch(state.epoch, state.model, facts)
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
+    tensors |= {f"dynamics.{name}": torch.as_tensor(values) for name, values in vars(state.dynamics).items()}
     checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
 
 
@@ -240,10 +334,25 @@ def _facts(state: TrainingState, data: TrainingData, config: RunConfig) -> dict[
     return {"config": config_to_dict(config), "images": data.digest, "precision": state.precision}
 
 
+def saved_model(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the model's state in what an unfinished run would continue from."""
+    return {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
+
+
+def saved_records(saved: Checkpoint) -> list[EpochRecord]:
+    """Return the records of the epochs, from before training on, in what an unfinished run would continue from."""
+    return [_record(r) for r in saved.facts["records"]]
+
+
 def _record(saved: dict[str, Any]) -> EpochRecord:
     accuracies = {split: Accuracy(**values) for split, values in saved["accuracies"].items()}
     gradients = tuple(GroupGradient(**group) for group in saved["gradients"])
     return EpochRecord(saved["epoch"], accuracies, gradients, saved["seconds"])
+
+
+def _dynamics(saved: Checkpoint) -> TrainingDynamics:
+    values: dict[str, Any] = {f.name: saved.tensors[f"dynamics.{f.name}"].numpy() for f in fields(TrainingDynamics)}
+    return TrainingDynamics(**{**values, "n_epochs": int(values["n_epochs"])})
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

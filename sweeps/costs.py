@@ -26,6 +26,7 @@ from sweeps.resources import trial_resources
 from sweeps.wanted import ToDo
 
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
+PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
 STEPS_OF_A_SEARCH = 5  # units removed until an example flips, on average (docs/results.md)
 PASSES_OF_A_SEARCH = 2  # one forward, one backward to the gates
@@ -74,28 +75,34 @@ def describe_plan(
             f"{sum(cost.flops for _, cost in chosen) / 1e12:.3g} TFLOP"
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
-    estimate = _estimate_time(list(costs.values()), task_costs, capacity)
-    console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {_at_once(to_do.runs, capacity)} runs at once, "
-        f"{n_bytes / 1e6:.0f} MB of checkpoints"
-    )
+    estimate = estimate_time(list(costs.values()), task_costs, capacity)
+    at_once = _at_once(to_do.runs, capacity)
+    console.print(f"on {capacity}: {estimate}, {at_once} runs at once, {n_bytes / 1e6:.0f} MB of checkpoints")
     check_disk(place.store, n_bytes)
 
 
 def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     """Return the estimated cost of one run; the network is only built, nothing is computed."""
-    n_train = min(config.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(config, dataset)
     model = _build(config, dataset)
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
-    forward = _image_flops(config, dataset)
+    forward = image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
-    flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
+    per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
+    n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
+    flops = forward * (config.training.epochs * per_step * n_train + n_evaluations * evaluated)
     return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
+
+
+def train_size(config: RunConfig, dataset: Dataset) -> int:
+    """Return how many images a run trains on."""
+    n = min(config.data.limit or len(dataset.train), len(dataset.train))
+    return n - int((config.data.holdout or 0) * n)
 
 
 def task_cost(task: Task, dataset: Dataset) -> RunCost:
     """Return the estimated cost of a task; an upper bound for retraining, which may stop early."""
-    n_train = min(task.run.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(task.run, dataset)
     n_noisy = int(task.run.noise.fraction * n_train)
     sizes = {"clean": n_train - n_noisy, "noisy": n_noisy, "test": len(dataset.test)}
     settings = task.units[0].settings
@@ -107,11 +114,15 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         judged = min(config.limit or n_train, n_train)
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
-        return RunCost(n_passes * _image_flops(task.run, dataset), 0)
+        return RunCost(n_passes * image_flops(task.run, dataset), 0)
+    if task.experiment == "cross_validation":
+        held_out = n_train / settings["folds"]
+        n_passes = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out) + 2 * n_train + held_out
+        return RunCost(n_passes * image_flops(task.run, dataset), 0)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])
-    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * _image_flops(task.run, dataset), 0)
+    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * image_flops(task.run, dataset), 0)
 
 
 def sweep_seconds(runs: Sequence[RunCost], tasks: Sequence[RunCost] = (), *, lanes: int, rate: float) -> float:
@@ -135,7 +146,8 @@ def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
     return min(len(runs), room, int(capacity.gpus / share) if share else room)
 
 
-def _estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:
+def estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:
+    """Return the estimated wall time of runs, then tasks, in words; a matrix product is timed for it."""
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
         return "time not estimated (this process has no GPU to measure)"
@@ -166,7 +178,8 @@ def _build(config: RunConfig, dataset: Dataset) -> nn.Module:
     return build_model(config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
 
 
-def _image_flops(config: RunConfig, dataset: Dataset) -> int:
+def image_flops(config: RunConfig, dataset: Dataset) -> int:
+    """Return the FLOPs (2 a multiply-add) of one image's forward pass."""
     return _cached_flops(config.model, dataset.image_shape, dataset.num_classes)
 
 

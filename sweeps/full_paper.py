@@ -9,47 +9,47 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from memlib.config import RunConfig
-from memlib.datasets import Dataset
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
-from sweeps.cluster import Capacity, start_ray, stop_ray
+from sweeps.cluster import Capacity, check_address, stop_ray
+from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
 from sweeps.costs import Place, describe_plan
 from sweeps.failures import storage_patience
-from sweeps.plan import AXES, EXPERIMENTS, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.plan import (
+    AXES,
+    DROPOUTS,
+    EXPERIMENTS,
+    load_preset,
+    merge,
+    parse_setting,
+    plan_runs,
+    preset_names,
+    with_axes,
+)
 from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
-
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 all done, 1 some failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    try:
-        return _sweep(options, console)
-    except InputError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        console.print("interrupted; finished epochs are kept: run the same command again to continue.")
-        return INTERRUPTED
+    return run_command(lambda console: _sweep(options, console))
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
+    check_address(options.address)
     if options.preset is None:
-        capacity = _start(options)
+        capacity = join_ray(options, console)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
@@ -60,7 +60,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
         options.results = store.storage.uri  # trials run in folders and with variables of their own
-        to_do = still_to_do(wanted, store)
+        to_do = still_to_do(wanted, store, options.data)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:
             console.print("nothing to do: everything is already done.")
@@ -70,37 +70,13 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or _start(options)
+        capacity = capacity or join_ray(options, console)
         place = Place(capacity, store, console)
         describe_plan(to_do, later, datasets, place)
-        images = _share(datasets, options, place)
+        images = share_images(datasets, options, place)
         return DONE if options.dry_run else _perform(to_do, later, images, capacity, options, console)
     finally:
         stop_ray()
-
-
-def _start(options: argparse.Namespace) -> Capacity:
-    capacity = start_ray(options.address)
-    if options.address is not None:
-        from sweeps.doors import check_doors
-
-        check_doors(insecure=options.insecure)
-    return capacity
-
-
-def _share(datasets: Mapping[str, Dataset], options: argparse.Namespace, place: Place) -> dict[str, Any]:
-    """Put the images where every node can fetch them; on a cluster, see that every node is able to take part."""
-    # Ray is imported only after its environment is set
-    from sweeps.nodes import check_nodes
-    from sweeps.object_store import put_images
-
-    if options.address is None and options.dry_run:
-        return {}
-    images = put_images(datasets)
-    if options.address is not None:
-        n_nodes = check_nodes(place.store, images)
-        place.console.print(f"checked {n_nodes} nodes: all run this code, write the results and see the images")
-    return images
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
@@ -166,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", metavar="NAME", help="resnet9 resnet50 vit timm:NAME")
     add("--seeds", nargs="+", type=int, metavar="N", help="one run each")
     add("--noise", nargs="+", type=float, metavar="SHARE", help="shares of training labels made wrong, in [0, 1)")
+    add("--dropouts", nargs="+", metavar="NAME", help=f"some of {' '.join(DROPOUTS)}; none: the main runs alone")
     add("--epochs", type=int, metavar="N", help="epochs of training; other epochs make another run")
     add("--limit", type=int, metavar="N", help="train on a class-balanced subset of N images")
     add(
@@ -175,12 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"only these of {', '.join(EXPERIMENTS)}; none: train only",
     )
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. training.peak_lr=0.05")
-    add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
-    add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
-    add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
-    add("--insecure", action="store_true", help="use a cluster of several machines although it asks for no token")
-    add("--dry-run", action="store_true", help="show the runs and what they will cost, and stop")
+    add_places(parser)
     add("--tensorboard", action="store_true", help="also write TensorBoard scalars to RESULTS/tensorboard")
     return parser
 

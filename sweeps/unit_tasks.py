@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from memlib.checkpoints import CheckpointFolder
+from memlib.datasets import Dataset
 from memlib.prefixes import State
+from memlib.results import ResultStore
 from memlib.tasks import perform_task, record_unit_failure
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity
@@ -31,6 +33,11 @@ from sweeps.resources import Resources, task_resources
 
 GIVE_UP_AFTER = 5  # tasks of one experiment on one run that fail of themselves, one after the other: a bug
 IN_FLIGHT_PER_LANE = 2  # tasks given to Ray for each that can run at once: the next one starts without the driver
+
+
+Work = Callable[
+    [Task, Dataset, ResultStore, torch.device], None
+]  # a task, its images, the results and where to compute
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,23 @@ class TaskPool:
     """Tasks that wait, that Ray works on, and that failed.
 
     images: object store references by `dataset_key`. results: the store's location, reachable from every node.
+    work: what a worker does with a task; default: an experiment on a finished run.
     """
 
     def __init__(
-        self, images: Mapping[str, ray.ObjectRef], results: str, capacity: Capacity, progress: SweepProgress
+        self,
+        images: Mapping[str, ray.ObjectRef],
+        results: str,
+        capacity: Capacity,
+        progress: SweepProgress,
+        work: Work | None = None,
     ) -> None:
         self.failures: list[TaskFailure] = []
         self._images = images
         self._results = results
         self._capacity = capacity
         self._progress = progress
+        self._work = work or _experiment
         self._waiting: deque[Attempt] = deque()
         self._running: dict[ray.ObjectRef, Attempt] = {}
         self._failed_in_a_row = Counter[tuple[str, str]]()  # by experiment and run
@@ -108,7 +122,7 @@ class TaskPool:
     def _submit(self, task: Task) -> ray.ObjectRef:
         wanted = task_resources(task.run, self._capacity)
         remote = _perform.options(num_cpus=wanted.cpus, num_gpus=wanted.gpu, max_retries=0)
-        return remote.remote(task, self._images[dataset_key(task.run)], self._results, wanted)
+        return remote.remote(self._work, task, self._images[dataset_key(task.run)], self._results, wanted)
 
     def _take_note(self, reference: ray.ObjectRef, attempt: Attempt) -> None:
         task = attempt.task
@@ -165,16 +179,14 @@ def _may_be_repeated(lost: RayError) -> bool:
 
 
 @ray.remote
-def _perform(task: Task, images: dict[str, Any], results: str, granted: Resources) -> Outcome:
+def _perform(work: Work, task: Task, images: dict[str, Any], results: str, granted: Resources) -> Outcome:
     """Perform a task on a worker; a failure of its own is in the outcome, and not tried again."""
     device = torch.device("cuda" if granted.gpu else "cpu")
     torch.set_num_threads(granted.cpus)
     notes: list[str] = []
-    load_state = functools.partial(_load_state, results, task.run.run_id)
     try:
         check_code()
-        store = open_patiently(results, notes.append)
-        perform_task(task, from_arrays(images), store, device=device, load_state=load_state)
+        work(task, from_arrays(images), open_patiently(results, notes.append), device)
     except RayError:
         raise
     except Exception as error:
@@ -182,6 +194,11 @@ def _perform(task: Task, images: dict[str, Any], results: str, granted: Resource
         reason = record(lambda store: record_unit_failure(task, store, device=device, error=reason), results, reason)
         return Outcome(reason, tuple(notes))
     return Outcome(None, tuple(notes))
+
+
+def _experiment(task: Task, dataset: Dataset, store: ResultStore, device: torch.device) -> None:
+    load_state = functools.partial(_load_state, store.storage.uri, task.run.run_id)
+    perform_task(task, dataset, store, device=device, load_state=load_state)
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,17 +15,19 @@ from memlib.storage import open_storage
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--preset", "quick", "--limit", "200", "--set", "model.width=0.0625", "--set", "training.precision=float32"]
+TINY += ["--dropouts", "none"]
 TIMEOUT = 600  # seconds; a busy machine takes several times what a quiet one does
 
 
-def launch(results, *options):
-    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
+def launch(results, *options, script="full_paper.py"):
+    tiny = TINY if script == "full_paper.py" else ()
+    command = [sys.executable, str(ROOT / "sweeps" / script), *tiny, "--results", str(results), *options]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def sweep(results, *options):
-    process = launch(results, *options)
+def sweep(results, *options, script="full_paper.py"):
+    process = launch(results, *options, script=script)
     out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
