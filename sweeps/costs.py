@@ -22,6 +22,7 @@ from sweeps.cluster import Capacity
 from sweeps.estimates import RunCost, Work, sweep_seconds
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
+from sweeps.resources import trial_resources
 from sweeps.throughput import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP, Throughput, measure_throughput, measured_elsewhere
 from sweeps.wanted import ToDo
 
@@ -65,8 +66,9 @@ def describe_plan(
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     work = Work(costs, [(task.run, cost) for task, cost in zip(tasks, task_costs, strict=True)])
-    estimate = _estimate_time(work, datasets, capacity)
-    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
+    (estimate,) = estimate_times([work], datasets, capacity)
+    at_once = _at_once(to_do.runs, capacity)
+    console.print(f"on {capacity}: {estimate}, {at_once} runs at once, {n_bytes / 1e6:.0f} MB of checkpoints")
     for line in _elsewhere(work):
         console.print(line)
     check_disk(place.store, n_bytes)
@@ -74,10 +76,10 @@ def describe_plan(
 
 def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     """Return the estimated cost of one run; the network is only built, nothing is computed."""
-    n_train = min(config.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(config, dataset)
     model = _build(config, dataset)
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
-    forward = _image_flops(config, dataset)
+    forward = image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
     per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
     in_training = forward * config.training.epochs * per_step * n_train
@@ -86,9 +88,15 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     return RunCost(in_training + forward * n_evaluations * evaluated, n_bytes * kept, in_training)
 
 
+def train_size(config: RunConfig, dataset: Dataset) -> int:
+    """Return how many images a run trains on."""
+    n = min(config.data.limit or len(dataset.train), len(dataset.train))
+    return n - int((config.data.holdout or 0) * n)
+
+
 def task_cost(task: Task, dataset: Dataset) -> RunCost:
     """Return the estimated cost of a task; an upper bound for retraining, which may stop early."""
-    n_train = min(task.run.data.limit or len(dataset.train), len(dataset.train))
+    n_train = train_size(task.run, dataset)
     n_noisy = int(task.run.noise.fraction * n_train)
     sizes = {"clean": n_train - n_noisy, "noisy": n_noisy, "test": len(dataset.test)}
     settings = task.units[0].settings
@@ -100,33 +108,43 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         judged = min(config.limit or n_train, n_train)
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
-        return RunCost(n_passes * _image_flops(task.run, dataset), 0)
+        return RunCost(n_passes * image_flops(task.run, dataset), 0)
     if task.experiment == "cross_validation":
         held_out = n_train / settings["folds"]
         trained = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out)
-        forward = _image_flops(task.run, dataset)
+        forward = image_flops(task.run, dataset)
         return RunCost((trained + 2 * n_train + held_out) * forward, 0, trained * forward)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])
-    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * _image_flops(task.run, dataset), 0)
+    return RunCost(SHARE_BEHIND_A_GROUP * n_passes * image_flops(task.run, dataset), 0)
 
 
-def _estimate_time(work: Work, datasets: Mapping[str, Dataset], capacity: Capacity) -> str:
-    """Return the estimated wall time in words; a few training steps of each kind of run are timed for it."""
+def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
+    """Return how many of the runs the cluster has room for at once, if all ask for as much as the largest."""
+    if not runs:
+        return 0
+    wanted = [trial_resources(run, capacity, n_runs=len(runs)) for run in runs]
+    room = capacity.cpus // max(w.cpus for w in wanted)
+    share = max(w.gpu for w in wanted)
+    return min(len(runs), room, int(capacity.gpus / share) if share else room)
+
+
+def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capacity: Capacity) -> list[str]:
+    """Return the estimated wall time of each in words; a few training steps of each kind of run are timed for it."""
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
-        return "time not estimated (this process has no GPU to measure)"
+        return ["time not estimated (this process has no GPU to measure)"] * len(works)
     throughputs: dict[RunConfig, Throughput] = {}
     alike: dict[tuple[object, ...], Throughput] = {}
-    for run in {*work.runs, *(run for run, _ in work.tasks)}:
+    for run in {run for work in works for run in [*work.runs, *(run for run, _ in work.tasks)]}:
         key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run))
         if key not in alike:
             dataset = datasets[dataset_key(run)]
-            alike[key] = measure_throughput(run, dataset, _image_flops(run, dataset), device)
+            alike[key] = measure_throughput(run, dataset, image_flops(run, dataset), device)
         throughputs[run] = alike[key]
     lanes = capacity.gpus or capacity.cpus
-    return f"about {duration(sweep_seconds(work, throughputs, lanes=lanes))}"
+    return [f"about {duration(sweep_seconds(work, throughputs, lanes=lanes))}" for work in works]
 
 
 def _elsewhere(work: Work) -> Iterator[str]:
@@ -142,7 +160,8 @@ def _build(config: RunConfig, dataset: Dataset) -> nn.Module:
     return build_model(config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
 
 
-def _image_flops(config: RunConfig, dataset: Dataset) -> int:
+def image_flops(config: RunConfig, dataset: Dataset) -> int:
+    """Return the FLOPs (2 a multiply-add) of one image's forward pass."""
     return _cached_flops(config.model, dataset.image_shape, dataset.num_classes)
 
 
