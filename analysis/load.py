@@ -71,6 +71,11 @@ class Results:
         which = f" {kind}" if kind and not self.table(table).is_empty() else ""
         return f"no rows{which} in table {table}; run {self.command}"
 
+    @cached_property
+    def trials(self) -> pl.DataFrame:
+        """The trials of searches over dropout settings, which are no runs."""
+        return _read(self.store, "dropout_search")
+
     def table(self, name: str) -> pl.DataFrame:
         """Return the finished runs' rows of a result table, with their dataset, model, seed and setting."""
         if name not in self._tables:

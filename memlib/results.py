@@ -115,6 +115,33 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         accuracy=pa.float64(),
         n=pa.int64(),
     ),
+    "dropout_search": _schema(  # one row a trial and kind of BatchNorm statistics; a trial is no run: facts stand here
+        dataset=pa.string(),
+        model=pa.string(),
+        seed=pa.int64(),
+        noise_fraction=pa.float64(),
+        dropout=pa.string(),  # example_tied; none: the control
+        p_gen=pa.float64(),  # null for the control
+        p_mem=pa.float64(),
+        width=pa.float64(),
+        after=pa.string(),  # joined by "+"; "" for the model's own places
+        peak_lr=pa.float64(),
+        config=pa.string(),  # all settings, JSON
+        data_digest=pa.string(),
+        batchnorm=pa.string(),  # final; recalibrated in mode dropped: trials that were trained to the end only
+        epochs=pa.int64(),  # trained
+        stopped_early=pa.bool_(),
+        validation_accuracy=pa.float64(),  # of held-out images, against assigned labels: what is chosen by
+        validation_curve=pa.list_(pa.float64()),  # the same after every epoch from 0; null where recalibrated
+        clean_accuracy=pa.float64(),  # in mode dropped, as the validation accuracy; the control's as usual
+        noisy_accuracy=pa.float64(),  # null without noise
+        test_accuracy=pa.float64(),
+        scaled_test_accuracy=pa.float64(),  # in mode scaled; null where recalibrated and for the control
+        n_validation=pa.int64(),
+        n_clean=pa.int64(),
+        n_noisy=pa.int64(),
+        n_test=pa.int64(),
+    ),
     "critical_units": _schema(  # one row an example
         example_id=pa.int64(),
         is_noisy=pa.bool_(),

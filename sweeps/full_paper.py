@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
+from sweeps.command import DONE, SOME_FAILED, add_places, run_command
 from sweeps.costs import Place, describe_plan
 from sweeps.plan import (
     AXES,
@@ -37,21 +37,11 @@ from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 all done, 1 some failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    try:
-        return _sweep(options, console)
-    except InputError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        console.print("interrupted; finished epochs are kept: run the same command again to continue.")
-        return INTERRUPTED
+    return run_command(lambda console: _sweep(options, console))
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
@@ -165,17 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"only these of {', '.join(EXPERIMENTS)}; none: train only",
     )
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. training.peak_lr=0.05")
-    add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
-    add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
-    add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
-    add(
-        "--device",
-        choices=("auto", "cpu"),
-        default="auto",
-        help="cpu: leave GPUs alone; default: use them where they are",
-    )
-    add("--dry-run", action="store_true", help="show the runs and what they will cost, and stop")
+    add_places(parser)
     add("--tensorboard", action="store_true", help="also write TensorBoard scalars to RESULTS/tensorboard")
     return parser
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from ray.exceptions import RayError
 
 from memlib.checkpoints import CheckpointFolder
+from memlib.datasets import Dataset
 from memlib.prefixes import State
 from memlib.results import open_results
 from memlib.tasks import perform_task, record_unit_failure
@@ -31,6 +32,9 @@ from sweeps.resources import Resources, task_resources
 IN_FLIGHT_PER_LANE = 2  # tasks given to Ray for each that can run at once: the next one starts without the driver
 
 
+Work = Callable[[Task, Dataset, str, torch.device], None]  # a task, its images, the results and where to compute
+
+
 @dataclass(frozen=True)
 class TaskFailure:
     """A task that did not end well, and why."""
@@ -43,16 +47,23 @@ class TaskPool:
     """Tasks that wait, that Ray works on, and that failed.
 
     images: object store references by `dataset_key`. results: the store's location, reachable from every node.
+    work: what a worker does with a task; default: an experiment on a finished run.
     """
 
     def __init__(
-        self, images: Mapping[str, ray.ObjectRef], results: str, capacity: Capacity, progress: SweepProgress
+        self,
+        images: Mapping[str, ray.ObjectRef],
+        results: str,
+        capacity: Capacity,
+        progress: SweepProgress,
+        work: Work | None = None,
     ) -> None:
         self.failures: list[TaskFailure] = []
         self._images = images
         self._results = results
         self._capacity = capacity
         self._progress = progress
+        self._work = work or _experiment
         self._waiting: deque[Task] = deque()
         self._running: dict[ray.ObjectRef, Task] = {}
 
@@ -88,7 +99,7 @@ class TaskPool:
     def _submit(self, task: Task) -> ray.ObjectRef:
         wanted = task_resources(task.run, self._capacity)
         remote = _perform.options(num_cpus=wanted.cpus, num_gpus=wanted.gpu, max_retries=RESTARTS)
-        return remote.remote(task, self._images[dataset_key(task.run)], self._results, wanted)
+        return remote.remote(self._work, task, self._images[dataset_key(task.run)], self._results, wanted)
 
     def _take_note(self, reference: ray.ObjectRef, task: Task) -> None:
         try:
@@ -104,19 +115,23 @@ class TaskPool:
 
 
 @ray.remote
-def _perform(task: Task, images: dict[str, Any], results: str, granted: Resources) -> str | None:
+def _perform(work: Work, task: Task, images: dict[str, Any], results: str, granted: Resources) -> str | None:
     """Perform a task on a worker; return None, or the reason of a failure of its own, which is not tried again."""
     device = torch.device("cuda" if granted.gpu else "cpu")
     torch.set_num_threads(granted.cpus)
-    load_state = functools.partial(_load_state, results, task.run.run_id)
     try:
-        perform_task(task, from_arrays(images), open_results(results), device=device, load_state=load_state)
+        work(task, from_arrays(images), results, device)
     except RayError:
         raise
     except Exception as error:
         reason = describe_error(error)
         return record(lambda store: record_unit_failure(task, store, device=device, error=reason), results, reason)
     return None
+
+
+def _experiment(task: Task, dataset: Dataset, results: str, device: torch.device) -> None:
+    load_state = functools.partial(_load_state, results, task.run.run_id)
+    perform_task(task, dataset, open_results(results), device=device, load_state=load_state)
 
 
 @functools.lru_cache(maxsize=16)

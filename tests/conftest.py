@@ -39,8 +39,8 @@ def start():
     """Starts sweeps that do not outlive their test."""
     started = []
 
-    def start_one(results, *options):
-        started.append(launch(results, *options))
+    def start_one(results, *options, **script):
+        started.append(launch(results, *options, **script))
         return started[-1]
 
     yield start_one

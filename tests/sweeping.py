@@ -19,14 +19,15 @@ TINY += ["--dropouts", "none"]
 TIMEOUT = 600  # seconds; a busy machine takes several times what a quiet one does
 
 
-def launch(results, *options):
-    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
+def launch(results, *options, script="full_paper.py"):
+    tiny = TINY if script == "full_paper.py" else ()
+    command = [sys.executable, str(ROOT / "sweeps" / script), *tiny, "--results", str(results), *options]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def sweep(results, *options):
-    process = launch(results, *options)
+def sweep(results, *options, script="full_paper.py"):
+    process = launch(results, *options, script=script)
     out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
