@@ -10,7 +10,8 @@ the newest compact file, so no row is ever read twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memlib.errors import InputError, unknown
-from memlib.storage import Storage, check_writable, open_storage
+from memlib.storage import Patience, Storage, check_writable, open_storage
 
 SCHEMA_VERSION = 1
+READERS = 16  # files read at once: an object store answers each after tens of milliseconds
 _VERSION_KEY = b"memlib_schema_version"
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
@@ -244,8 +246,7 @@ class ResultStore:
         schema = _schema_of(table)
         wanted = list(columns or schema.names)
         pieces, seen = [schema.empty_table().select(wanted)], set()
-        for name in self._newest_first(table):
-            rows, units = self._read_file(table, name, [*dict.fromkeys(["unit_id", *wanted])])
+        for rows, units in self._read_files(table, [*dict.fromkeys(["unit_id", *wanted])]):
             if seen & units:
                 rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
             seen |= units
@@ -279,14 +280,15 @@ class ResultStore:
         names = self._newest_first(table)
         if len(names) < 2:
             return len(names)
-        written = {name: self.storage.modified(f"{table}/{name}") for name in names}
+        written = self.storage.modified(table)
         last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
-        for name in names:
-            if self.storage.modified(f"{table}/{name}") == written[name]:
-                self.storage.delete(f"{table}/{name}")
+        now = self.storage.modified(table)
+        unchanged = [f"{table}/{name}" for name in names if name in now and now[name] == written[name]]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.storage.delete, unchanged))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -297,6 +299,12 @@ class ResultStore:
     def _units_of(self, table: str, name: str) -> set[str]:
         metadata = self._open(table, name).schema_arrow.metadata or {}
         return set(json.loads(metadata[_UNITS_KEY]))
+
+    def _read_files(self, table: str, columns: list[str]) -> Iterator[tuple[pa.Table, set[str]]]:
+        """Yield each file's rows and units, the newest first; many are under way at once, as each waits its turn."""
+        names = self._newest_first(table)
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(lambda name: self._read_file(table, name, columns), names)
 
     def _read_file(self, table: str, name: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
         file = self._open(table, name)
@@ -328,24 +336,35 @@ def create_results(location: str | Path) -> ResultStore:
     """
     storage = open_storage(location)
     check_writable(storage)
-    if not storage.exists(_MARKER):
+    if not _is_marked(storage):
         storage.write(_MARKER, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-    return open_results(location)
+    return ResultStore(storage)
 
 
-def open_results(location: str | Path) -> ResultStore:
+def open_results(location: str | Path, patience: Patience | None = None) -> ResultStore:
     """Return the store at a local folder or URI for reading.
+
+    `patience`: how long it is tried again when it refuses; default: not at all.
 
     Raises:
         InputError: there are no results, or another schema version wrote them.
     """
-    storage = open_storage(location)
-    if not storage.exists(_MARKER):
+    storage = open_storage(location, patience)
+    if not _is_marked(storage):
         raise InputError(
             f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
         )
-    _check_version(storage.location, str(json.loads(storage.read(_MARKER)).get("schema_version")))
     return ResultStore(storage)
+
+
+def _is_marked(storage: Storage) -> bool:
+    """Return whether a results folder begins here; raises InputError if another schema version wrote it."""
+    try:
+        marker = storage.read(_MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    _check_version(storage.location, str(json.loads(marker).get("schema_version")))
+    return True
 
 
 def table_from_rows(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:

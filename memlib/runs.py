@@ -172,11 +172,17 @@ def _follow(
         on_epoch(records[-1])
 
 
-def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
-    """Return whether the run is among the `finished` ones and kept every state `config` asks for."""
+def is_finished(
+    config: RunConfig, store: ResultStore, finished: Set[str], kept: Mapping[str, Sequence[int]] | None = None
+) -> bool:
+    """Return whether the run is among the `finished` ones and kept every state `config` asks for.
+
+    kept: the epochs each run kept (`kept_epochs`); default: looked up for this run.
+    """
     if config.run_id not in finished:
         return False
-    return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
+    epochs = CheckpointFolder(store.storage, config.run_id).epochs() if kept is None else kept.get(config.run_id, ())
+    return set(config.checkpoint_epochs) <= set(epochs)
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:

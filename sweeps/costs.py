@@ -22,6 +22,7 @@ from sweeps.cluster import Capacity
 from sweeps.estimates import RunCost, Work, sweep_seconds
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
+from sweeps.resources import trial_resources
 from sweeps.throughput import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP, Throughput, measure_throughput, measured_elsewhere
 from sweeps.wanted import ToDo
 
@@ -66,7 +67,8 @@ def describe_plan(
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     work = Work(costs, [(task.run, cost) for task, cost in zip(tasks, task_costs, strict=True)])
     (estimate,) = estimate_times([work], datasets, capacity)
-    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
+    at_once = _at_once(to_do.runs, capacity)
+    console.print(f"on {capacity}: {estimate}, {at_once} runs at once, {n_bytes / 1e6:.0f} MB of checkpoints")
     for line in _elsewhere(work):
         console.print(line)
     check_disk(place.store, n_bytes)
@@ -116,6 +118,16 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])
     return RunCost(SHARE_BEHIND_A_GROUP * n_passes * image_flops(task.run, dataset), 0)
+
+
+def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
+    """Return how many of the runs the cluster has room for at once, if all ask for as much as the largest."""
+    if not runs:
+        return 0
+    wanted = [trial_resources(run, capacity, n_runs=len(runs)) for run in runs]
+    room = capacity.cpus // max(w.cpus for w in wanted)
+    share = max(w.gpu for w in wanted)
+    return min(len(runs), room, int(capacity.gpus / share) if share else room)
 
 
 def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capacity: Capacity) -> list[str]:
