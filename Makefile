@@ -15,9 +15,8 @@ test: environment
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: environment
-	$(BIN)/python bench/training.py
-	$(BIN)/python bench/layers.py
+bench: environment  # minutes; DATA=ROOT adds what needs CIFAR-10, BENCH=--full takes the sizes of the goals
+	$(BIN)/python bench/all.py $(BENCH) $(if $(DATA),--data $(DATA))
 
 environment: .venv/.installed
 

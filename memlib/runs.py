@@ -11,7 +11,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +213,20 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
 
 @functools.cache
 def code_version() -> str:
-    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once."""
+    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once.
+
+    `uninstalled` stands for the version where the sources are used without having been installed.
+    """
+    try:
+        installed = version("memlib")
+    except PackageNotFoundError:
+        installed = "uninstalled"
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return version("memlib")
-    return f"{version('memlib')}+{commit}"
+        return installed
+    return f"{installed}+{commit}"
 
 
 def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[str, object]) -> pa.Table:

@@ -194,7 +194,7 @@ def training_step(
     with _step_numerics(state, device):
         logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
+    _step(state, torch._foreach_add(gradients.clean, gradients.noisy))
     return loss, gradients
 
 
