@@ -17,7 +17,7 @@ test: environment
 
 bench: environment
 	$(BIN)/python bench/training.py
-	$(BIN)/python bench/layers.py --ray
+	$(BIN)/python bench/layers.py
 
 environment: .venv/.installed
 

@@ -2,10 +2,10 @@
 
 In turn in one process. Rewinding, 10 epochs x 9 groups: (a) ours; (b) one full evaluation for each
 (group, epoch), float32, contiguous; (c) ours on the same layout as (b): what sharing prefixes alone
-gives; (d) ours in bfloat16. Retraining, one epoch of each group with its evaluation: (e) ours, on the
-kept outputs of the frozen prefix; (f) the whole network in every step. Both ways must agree.
-`--ray` times the same units as Ray tasks on 2 CPUs against one process on 1 thread.
-`--save` keeps the rows in bench/results/layers.json.
+gives; (d) ours in bfloat16. Retraining, all epochs of each group with their evaluations: (e) ours, on
+the kept outputs of the frozen prefix; (f) the whole network in every step. Both ways must agree.
+Part `ray` times the rewinding units as Ray tasks on 2 CPUs against one process on 1 thread.
+`--save` keeps the rows in bench/results/layers_PART.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from timing import matrix_rate, save, time_in_turn
 from torch import Tensor, nn
 
-from memlib.batches import normalize
+from memlib.batches import normalize, split_order, steps_per_epoch
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import ModelConfig, Precision, RunConfig, build_config
 from memlib.datasets import Dataset, ImageSet
@@ -34,6 +34,8 @@ from memlib.prefixes import State
 from memlib.results import ResultStore, create_results
 from memlib.retraining import Retraining, retrain
 from memlib.rewinding import CHUNK_SIZE, Examples, Measurement, rewind, rewinding_accuracies
+from memlib.schedules import learning_rate
+from memlib.seeds import stream
 from memlib.tasks import perform_task, plan_tasks
 from memlib.units import Task
 from sweeps.costs import forward_flops
@@ -43,6 +45,7 @@ from sweeps.progress import SweepProgress
 SHAPE = (3, 32, 32)
 CPU = torch.device("cpu")
 N_EPOCHS = 10
+PARTS = ("rewinding", "retraining", "ray")
 
 
 def network(seed: int, device: torch.device) -> nn.Module:
@@ -76,37 +79,51 @@ def rewind_obvious(model: nn.Module, states: Mapping[int, State], examples: Exam
     return found
 
 
-def retrain_all(model: nn.Module, state: State, examples: Examples, config: RetrainingConfig, *, kept: bool) -> None:
-    """Retrain each group for one epoch; `kept` is our way, otherwise the whole network runs in every step."""
-    splits = {"clean": examples}
+def retrain_ours(model: nn.Module, state: State, examples: Examples, config: RetrainingConfig) -> list[float]:
+    """Return the accuracies after each epoch of retraining each group, on kept prefix outputs."""
+    how, groups = Retraining(config=config), layer_groups(model).names
+    curves = [retrain(model, state, [group], examples, {"clean": examples}, how=how).curve for group in groups]
+    return [point.accuracy for curve in curves for point in curve]
+
+
+def retrain_obvious(model: nn.Module, state: State, examples: Examples, config: RetrainingConfig) -> list[float]:
+    """Return the same accuracies from a whole network that runs in every step and evaluation."""
+    found = []
     for group in layer_groups(model).names:
-        if kept:
-            retrain(model, state, [group], examples, splits, how=Retraining(config=config))
-        else:
-            retrain_obvious(rewind(model, state, [group], buffers=True), group, examples, config)
+        reset = rewind(model, state, [group], buffers=True)
+        found += _retrain_group(reset, group, examples, config)
+    return found
 
 
-def retrain_obvious(model: nn.Module, group: str, examples: Examples, config: RetrainingConfig) -> None:
-    """Train one group for one epoch through the whole network, and evaluate before and after."""
+def _retrain_group(model: nn.Module, group: str, examples: Examples, config: RetrainingConfig) -> list[float]:
     learning = set(layer_groups(model).parameters[group])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=config.peak_lr, momentum=0.9)
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        chosen, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
     images, labels = examples
-    _evaluate(model, images)
-    model.get_submodule(group).train()
-    for start in range(0, len(labels), config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(normalize(images[batch])), labels[batch]).backward()
-        optimizer.step()
-    _evaluate(model.eval(), images)
+    per_epoch = steps_per_epoch(len(labels), config.batch_size)
+    found = [_accuracy(model.eval(), examples)]
+    for epoch in range(1, config.epochs + 1):
+        model.get_submodule(group).train()
+        order = torch.randperm(len(labels), generator=stream(0, "retraining_order", epoch))
+        for index, batch in enumerate(split_order(order, config.batch_size)):
+            step = (epoch - 1) * per_epoch + index
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step=step, steps=config.epochs * per_epoch)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(normalize(images[batch])), labels[batch]).backward()
+            optimizer.step()
+        found.append(_accuracy(model.eval(), examples))
+    return found
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, images: Tensor) -> None:
-    for chunk in images.split(CHUNK_SIZE):
-        model(normalize(chunk)).argmax(1)
+def _accuracy(model: nn.Module, examples: Examples) -> float:
+    chunks = zip(examples[0].split(CHUNK_SIZE), examples[1].split(CHUNK_SIZE), strict=True)
+    n_right = sum(int((model(normalize(images)).argmax(1) == labels).sum()) for images, labels in chunks)
+    return n_right / len(examples[1])
 
 
 def _contiguous(images: Tensor) -> Tensor:
@@ -132,16 +149,24 @@ def measure_rewinding(n: int, rounds: int, device: torch.device) -> list[dict[st
     return _rows(time_in_turn(steps, rounds, device, warm_up=False), reference="(b) one full evaluation each")
 
 
-def measure_retraining(n: int, rounds: int, device: torch.device) -> list[dict[str, object]]:
-    """Return the medians and ratios of both ways to retrain all groups for one epoch, on `n` images."""
+def measure_retraining(n: int, rounds: int, epochs: int, device: torch.device) -> list[dict[str, object]]:
+    """Return the medians and ratios of both ways to retrain all groups for some epochs, on `n` images."""
     model = network(0, device).to(memory_format=torch.channels_last)
     state, examples = network(1, device).state_dict(), random_examples(n, device)
-    config = RetrainingConfig(epochs=1, batch_size=128)
-    steps = {
-        "(e) ours": partial(retrain_all, model, state, examples, config, kept=True),
-        "(f) whole network": partial(retrain_all, model, state, examples, config, kept=False),
-    }
-    return _rows(time_in_turn(steps, rounds, device, warm_up=False), reference="(f) whole network")
+    # Patience as long as the training: both ways take all epochs, whatever they reach.
+    config = RetrainingConfig(epochs=epochs, batch_size=min(128, n // 2), patience=epochs)
+    curves: dict[str, list[float]] = {}
+
+    def ours() -> None:
+        curves["ours"] = retrain_ours(model, state, examples, config)
+
+    def obvious() -> None:
+        curves["obvious"] = retrain_obvious(model, state, examples, config)
+
+    seconds = time_in_turn({"(e) ours": ours, "(f) whole network": obvious}, rounds, device, warm_up=False)
+    differences = [abs(x - y) for x, y in zip(curves["ours"], curves["obvious"], strict=True)]
+    print(f"largest difference between (e) and (f) after any epoch: {max(differences):.4f} of {n} images")
+    return _rows(seconds, reference="(f) whole network")
 
 
 def measure_ray(n: int) -> list[dict[str, object]]:
@@ -206,24 +231,26 @@ def _rows(seconds: Mapping[str, list[float]], *, reference: str) -> list[dict[st
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description="Time rewinding and retraining against the whole network each time.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--images", type=int, default=500, help="time is linear in them; the issue's 5,000 take long")
+    parser.add_argument("--epochs", type=int, default=10, help="of retraining")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--ray", action="store_true", help="also time Ray tasks against one process")
-    parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/layers.json")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1: CPU seconds, but for ray")
+    parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/layers_PART.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured: dict[str, object] = {
-        "rewinding": measure_rewinding(options.images, options.rounds, device),
-        "retraining": measure_retraining(options.images, options.rounds, device),
-        "float32_matrix_rate": matrix_rate(torch.float32, device),
-        "forward_flops": forward_flops(network(0, CPU), SHAPE),
+    measure = {
+        "rewinding": partial(measure_rewinding, options.images, options.rounds, device),
+        "retraining": partial(measure_retraining, options.images, options.rounds, options.epochs, device),
+        "ray": partial(measure_ray, options.images),
     }
-    if options.ray:
-        measured["ray"] = measure_ray(options.images)
-    if options.save:
-        save("layers", measured, device, images=options.images)
+    for part in options.parts:
+        rows = measure[part]()
+        if options.save:
+            facts = {"images": options.images, "forward_flops": forward_flops(network(0, CPU), SHAPE)}
+            facts["float32_matrix_rate"] = matrix_rate(torch.float32, device)
+            save(f"layers_{part}", {"rows": rows}, device, **facts)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,9 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
     config = build_config(RetrainingConfig, {**settings, "on": [trained_on]})
     device = next(model.parameters()).device
     everything = _placed(splits_of(data, limit=None, seed=task.run.seed), device)
-    splits = _placed(splits_of(data, limit=config.limit, seed=task.run.seed), device)
+    splits = everything  # the same tensors: their prefix is run once
+    if config.limit is not None:
+        splits = _placed(splits_of(data, limit=config.limit, seed=task.run.seed), device)
     how = Retraining(config=config, seed=task.run.seed)
     found = retrain(model, load_state(config.reset_epoch), [group], everything[trained_on], splits, how=how)
     facts = {

@@ -154,10 +154,14 @@ class _PrefixOutputs:
     def __init__(self, trained: _Trained, budget: int) -> None:
         self._trained = trained
         self._left = budget
+        self._kept: list[tuple[Tensor, dict[str, Tensor] | None]] = []
 
     def source(self, images: Tensor) -> BatchSource:
+        """Return where to get the logits of these images; images given again (the same tensor) are run once."""
         trained = self._trained
-        kept = self._keep(images)
+        known = [outputs for given, outputs in self._kept if given is images]
+        kept = known[0] if known else self._keep(images)
+        self._kept.append((images, kept))
 
         def logits(positions: Int64[Tensor, " b"]) -> Tensor:
             inputs = model_inputs(images[positions.to(images.device)], trained.device)

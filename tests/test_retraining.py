@@ -14,6 +14,7 @@ from memlib.errors import InputError
 from memlib.experiments import RetrainingConfig
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
+from memlib.prefixes import run_prefix
 from memlib.retraining import Retraining, retrain
 from memlib.schedules import learning_rate
 from memlib.seeds import stream
@@ -173,3 +174,16 @@ def test_bad_input_is_named_before_anything_is_computed(examples, splits):
 def test_settings_out_of_range_are_named(wrong, text):
     with pytest.raises(InputError, match=text):
         RetrainingConfig(**wrong)
+
+
+def test_images_that_are_trained_on_and_measured_on_pass_the_frozen_prefix_once(examples, monkeypatch):
+    runs = []
+
+    def count(model, crossing, inputs):
+        runs.append(len(inputs))
+        return run_prefix(model, crossing, inputs)
+
+    monkeypatch.setattr("memlib.retraining.run_prefix", count)
+    splits = {"clean": examples, "as it was": (examples[0], examples[1].flip(0))}
+    retrain(build(), build(seed=7).state_dict(), ["conv4"], examples, splits, how=Retraining(config=CONFIG))
+    assert sorted(runs) == [2, 50]  # two to see how large the outputs are
