@@ -122,7 +122,6 @@ def _table(name: str, config: RunConfig, columns: Columns) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-
 def _run(config: RunConfig) -> Columns:
     facts = {"dataset": config.data.name, "model": config.model.name, "seed": config.seed, "status": "done"}
     facts |= {"dropout": config.dropout.kind, "noise_fraction": 0.1, "code_version": "0", "data_digest": "0"}
