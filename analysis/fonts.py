@@ -39,10 +39,10 @@ def font_families() -> tuple[str, ...]:
 def _write_part(path: Path) -> None:
     options = subset.Options(recalc_timestamp=False)
     options.drop_tables += ["FFTM"]  # of the editor that made the font
-    font = subset.load_font(findfont(WHOLE), options)
     cutter = subset.Subsetter(options)
     cutter.populate(unicodes=_CHARACTERS)
-    cutter.subset(font)
-    for record in font["name"].names:
-        record.string = _NAMES.get(record.nameID, str(record))
-    subset.save_font(font, str(path), options)
+    with subset.load_font(findfont(WHOLE), options) as font:
+        cutter.subset(font)
+        for record in font["name"].names:
+            record.string = _NAMES.get(record.nameID, str(record))
+        subset.save_font(font, str(path), options)

@@ -45,8 +45,7 @@ LAYERS = {  # name and number of units
 }
 PART = 50  # examples of a unit of the search
 SEARCHED = 1000  # clean and noisy examples each
-SEARCHES = ({"refresh": 1, "reference_copies": 5}, {"refresh": 4, "reference_copies": 1})
-ROWS_OF_A_SEED = 1_970_000  # at full size
+ROWS_OF_A_SEED = 1_560_000  # at full size
 Columns = Mapping[str, object]  # arrays, or one value for all rows
 
 
@@ -104,8 +103,7 @@ def _writes_of(config: RunConfig, share: float) -> Iterator[_Write]:
     if config.dropout.kind == "none":
         yield from _rewinding(config, draw)
         yield from _retraining(config, draw)
-        for search in SEARCHES:
-            yield from _critical_units(config, draw, max(2, int(share * SEARCHED) // PART), search)
+        yield from _critical_units(config, draw, max(2, int(share * SEARCHED) // PART))
 
 
 def _table(name: str, config: RunConfig, columns: Columns) -> pa.Table:
@@ -219,9 +217,7 @@ def _retraining(config: RunConfig, draw: np.random.Generator) -> Iterator[_Write
         yield _Write("retraining", unit.unit_id, _table("retraining", config, rows))
 
 
-def _critical_units(
-    config: RunConfig, draw: np.random.Generator, n_parts: int, search: Mapping[str, int]
-) -> Iterator[_Write]:
+def _critical_units(config: RunConfig, draw: np.random.Generator, n_parts: int) -> Iterator[_Write]:
     """Yield each part's removals and examples: noisy ones need few units, most clean ones many."""
     for kind, part in product((0, 1), range(n_parts)):
         ids = (2 * (part * PART + np.arange(PART)) + kind) * 13 % SIZES[config.data.name][0]
@@ -232,12 +228,13 @@ def _critical_units(
         left = np.where(skipped, np.nan, np.exp(-0.002 * n_removed * draw.lognormal(0, 1, PART)))
         facts = {"is_noisy": bool(kind), "assigned": 0, "new_prediction": 1, "n_clean": 9000, "n_noisy": 1000}
         facts |= {"clean_accuracy_before": 1.0, "noisy_accuracy_before": 0.98, "early_epoch": 8}
-        facts |= {"removal": "filter", "reference_size": 512, "copies": 5, "noise": 0.01, "max_steps": 100, **search}
+        facts |= {"removal": "filter", "reference_size": 512, "copies": 5, "noise": 0.01, "max_steps": 100}
+        facts |= {"refresh": 1, "reference_copies": 5, "precision": "float32"}
         outcome = _strings(("skipped", "flipped", "step_limit"), np.where(skipped, 0, np.where(flipped, 1, 2)))
         found = {"example_id": ids, "right_early": early, "outcome": outcome, "flipped": flipped}
         after = {"n_removed": n_removed, "clean_accuracy_after": left, "noisy_accuracy_after": 0.98 * left**3}
-        rows = _table("critical_units", config, {**facts, **found, **after, "precision": "float32"})
-        unit = Unit(config, "critical_units", {"kind": ("clean", "noisy")[kind], "part": part, **search}).unit_id
+        rows = _table("critical_units", config, {**facts, **found, **after})
+        unit = Unit(config, "critical_units", {"kind": ("clean", "noisy")[kind], "part": part}).unit_id
         removals = _table("removed_units", config, _removals(config, draw, ids, n_removed, noisy=bool(kind)))
         yield from (_Write("removed_units", unit, removals), _Write("critical_units", unit, rows))
 
