@@ -43,6 +43,8 @@ def _write_part(path: Path) -> None:
     cutter.populate(unicodes=_CHARACTERS)
     with subset.load_font(findfont(WHOLE), options) as font:
         cutter.subset(font)
-        for record in font["name"].names:
-            record.string = _NAMES.get(record.nameID, str(record))
+        for record in list(font["name"].names):
+            if record.nameID in _NAMES:
+                where = record.platformID, record.platEncID, record.langID
+                font["name"].setName(_NAMES[record.nameID], record.nameID, *where)
         subset.save_font(font, str(path), options)

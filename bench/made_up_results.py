@@ -61,7 +61,7 @@ def make_up_results(store: ResultStore, n_rows: int) -> dict[str, int]:
 
     Below one seed's rows of the paper's sweep, data sets and searches are that much smaller.
     """
-    n_seeds = max(1, round(n_rows / ROWS_OF_A_SEED))
+    n_seeds = math.ceil(n_rows / ROWS_OF_A_SEED)
     share = min(1.0, n_rows / n_seeds / ROWS_OF_A_SEED)
     counts = dict.fromkeys(SCHEMAS, 0)
     with ThreadPoolExecutor(4) as pool:
@@ -132,7 +132,7 @@ def _grid(*axes: int | range) -> list[np.ndarray]:
     return [column.ravel() for column in np.meshgrid(*ranges, indexing="ij")]
 
 
-def _strings(names: tuple[str, ...], places: np.ndarray) -> np.ndarray:
+def _strings(names: tuple[object, ...], places: np.ndarray) -> np.ndarray:
     return np.asarray(names, dtype=object)[places]
 
 
