@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from analysis.settings import is_main_label
 from memlib.config import short_hash
 
 GROUP = ("group_index", "group")  # what names a layer group, sorted by depth
@@ -33,6 +34,11 @@ class Cell:
     def title(self) -> str:
         """Return dataset, model and setting in words."""
         return ", ".join(part for part in (self.dataset, self.model, self.setting) if part)
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether its runs have no dropout and are no controls of runs that have."""
+        return is_main_label(self.setting)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -74,7 +80,7 @@ class Comparison:
 def find_cells(runs: pl.DataFrame) -> tuple[Cell, ...]:
     """Return the cells the runs fall into, sorted by dataset, model and setting."""
     keys = runs.select(_KEY).unique().sort(_KEY).rows()
-    stems = _unique_stems([[part for part in key if part] for key in keys])
+    stems = unique_stems([[part for part in key if part] for key in keys])
     return tuple(Cell(*key, stem=stem) for key, stem in zip(keys, stems, strict=True))
 
 
@@ -82,7 +88,7 @@ def find_comparisons(cells: Sequence[Cell]) -> tuple[Comparison, ...]:
     """Return the comparisons the cells form, sorted by dataset and setting; every cell is in one."""
     keys = sorted({(cell.dataset, cell.setting) for cell in cells})
     members = [tuple(cell for cell in cells if (cell.dataset, cell.setting) == key) for key in keys]
-    stems = _unique_stems([[part for part in key if part] for key in keys])
+    stems = unique_stems([[part for part in key if part] for key in keys])
     return tuple(Comparison(*key, stem, chosen) for key, stem, chosen in zip(keys, stems, members, strict=True))
 
 
@@ -96,7 +102,8 @@ def over_seeds(rows: pl.DataFrame, *, by: Sequence[str], value: str) -> pl.DataF
     return grouped.agg(mean=pl.col(value).mean(), std=pl.col(value).std()).sort(by)
 
 
-def _unique_stems(keys: list[list[str]]) -> list[str]:
+def unique_stems(keys: Sequence[Sequence[str]]) -> list[str]:
+    """Return names for files, one a key (some texts), that are unique on case-insensitive disks too."""
     stems = ["-".join(_safe(part) for part in key) for key in keys]
     count = Counter(stem.casefold() for stem in stems)
     return [

@@ -10,6 +10,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from analysis.cells import Cell, Comparison
+from analysis.tables import Table
 from memlib.errors import InputError
 
 
@@ -42,13 +43,14 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A figure, and what a reader needs beside it; `name` is its file name without ending."""
+    """A figure, and what a reader needs beside it; `name` is its file name without ending, and its tables'."""
 
     figure: Figure
     name: str
     title: str
     caption: str
     source: Source
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Skipped:
 
 
 Outcome = Drawn | Skipped
-Part = TypeVar("Part", Cell, Comparison)
+Part = TypeVar("Part", bound=Cell | Comparison)
 
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:
@@ -78,7 +80,7 @@ def draw_each(
 ) -> Iterator[Outcome]:
     """Yield what `draw_part` makes of the rows of each part (a cell or a comparison), given that figure's name.
 
-    missing: the reason a cell, or all of them, without rows is skipped; with None it is passed over.
+    missing: the reason a main cell, or all cells, without rows are skipped; with None they are passed over.
     """
     if rows.is_empty() and missing:
         yield Skipped(name, missing)
@@ -89,5 +91,5 @@ def draw_each(
         if not chosen.is_empty():
             yield draw_part(f"{name}-{part.stem}", part, chosen)
         for cell in part.cells:
-            if missing and cell.rows(chosen).is_empty():
+            if missing and cell.is_main and cell.rows(chosen).is_empty():
                 yield Skipped(f"{name}-{cell.stem}", missing)

@@ -1,7 +1,7 @@
 """Draw every figure from the results: `python analysis/figures.py`.
 
-Writes FIGURES/*.png and *.pdf and FIGURES/index.md, and names the files. A figure without rows is
-skipped with what to run. Exit status: 0 something was drawn, 1 nothing could be, 2 bad input.
+Writes FIGURES/*.png and *.pdf, tables as *.md and *.tex, and FIGURES/index.md, and names the files. A figure without
+rows is skipped with what to run. Exit status: 0 something was drawn, 1 nothing could be, 2 bad input.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ from analysis import (
     clean_split,
     critical_units,
     criticality,
+    dropout_schematic,
+    forgotten_images,
     gradients,
     learning_curves,
+    mislabels,
     retraining,
     rewinding,
     rewinding_sets,
     shared_units,
+    table1,
 )
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
 from analysis.saving import Saving
+from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results
 
@@ -47,6 +52,10 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("figure5", critical_units.draw),
     ("figure5_clean_split", clean_split.draw),
     ("shared_units", shared_units.draw),
+    ("table1", table1.draw),
+    ("figure6", dropout_schematic.draw),
+    ("figure7", forgotten_images.draw),
+    ("mislabels", mislabels.draw),
 )
 
 
@@ -81,6 +90,7 @@ def draw_figures(
                 skipped.append(outcome)
                 continue
             paths += saving.save(outcome.figure, outcome.name)
+            paths += save_tables(outcome.tables, folder, outcome.name)
             sections.append(describe(outcome))
     listed = sorted([*kept, *sections], key=lambda section: (_place_of(section), section.name))
     remove_stale(folder, before, {section.name for section in listed})

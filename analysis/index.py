@@ -10,10 +10,12 @@ from pathlib import Path
 from analysis.captions import count
 from analysis.drawn import Drawn, Skipped
 from analysis.load import Results
+from analysis.tables import to_markdown
 from memlib.errors import InputError
 
 INDEX = "index.md"
 _MARK = "<!-- Written by analysis/figures.py; the next call writes it anew. -->"
+_ENDINGS = ("png", "pdf", "md", "tex")
 _PICTURE = re.compile(r"^!\[[^]]*\]\(([A-Za-z0-9.=+_-]+)\.png\)$", re.MULTILINE)
 
 
@@ -29,10 +31,12 @@ def describe(drawn: Drawn) -> Section:
     """Return the index section of a drawn figure."""
     source, name = drawn.source, drawn.name
     seeds = ", ".join(str(seed) for seed in source.seeds)
+    tables = "".join(f"{to_markdown(table, with_caption=False)}\n" for table in drawn.tables)
+    files = f"[PDF]({name}.pdf)" + (f" [tables]({name}.md) [LaTeX]({name}.tex)" if tables else "")
     text = (
-        f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n"
+        f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n{tables}"
         f"Data: {count(source.n_rows, 'row')} of table `{source.table}` from {count(source.n_runs, 'run')}; "
-        f"{count(len(source.seeds), 'seed')} ({seeds}). [PDF]({name}.pdf)\n"
+        f"{count(len(source.seeds), 'seed')} ({seeds}). {files}\n"
     )
     return Section(name, text)
 
@@ -54,11 +58,12 @@ def read_sections(folder: Path) -> list[Section]:
 
 
 def remove_stale(folder: Path, before: Sequence[Section], now: Collection[str]) -> None:
-    """Remove the pictures that the previous index named and the new one does not; no other file is touched."""
+    """Remove the files that the previous index named and the new one does not; no other file is touched."""
     for section in before:
-        if section.name not in now:
-            (folder / f"{section.name}.png").unlink(missing_ok=True)
-            (folder / f"{section.name}.pdf").unlink(missing_ok=True)
+        files = [f"{section.name}.{ending}" for ending in _ENDINGS]
+        for file in files if section.name not in now else []:
+            if f"]({file})" in section.text:
+                (folder / file).unlink(missing_ok=True)
 
 
 def write_index(folder: Path, sections: Sequence[Section], skipped: Sequence[Skipped], results: Results) -> Path:

@@ -24,8 +24,9 @@ _MEMORIZED = (0.5, 0.95)  # accuracies on noisy examples whose epoch the caption
 
 
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
-    """Yield accuracy and loss per epoch on clean, noisy and test examples, one figure a cell."""
-    return draw_each("learning_curves", results.epochs, results.cells, _draw_cell, missing=results.missing("epochs"))
+    """Yield accuracy and loss per epoch on clean, noisy and test examples, one figure a cell of main runs."""
+    cells = [cell for cell in results.cells if cell.is_main]
+    return draw_each("learning_curves", results.epochs, cells, _draw_cell, missing=results.missing("epochs"))
 
 
 def _draw_cell(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:

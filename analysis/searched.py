@@ -104,7 +104,8 @@ def draw_each_search(
     if missing and rows.is_empty():
         yield Skipped(name, missing)
     elif missing:
-        yield from (Skipped(f"{name}-{cell.stem}", missing) for cell in cells if cell.rows(rows).is_empty())
+        without = [cell for cell in cells if cell.is_main and cell.rows(rows).is_empty()]
+        yield from (Skipped(f"{name}-{cell.stem}", missing) for cell in without)
 
 
 def title_of(title: str, search: str) -> str:

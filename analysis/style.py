@@ -113,9 +113,9 @@ def place_legend(axes: Axes) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, borderpad=0.2)
 
 
-def place_legend_below(figure: Figure, axes: Axes) -> None:
-    """Put the legend of these axes below the whole figure, in one row, for several panels that mean the same by it."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, borderpad=0.2)
+def place_legend_below(figure: Figure, axes: Axes, *, columns: int = 4) -> None:
+    """Put the legend of these axes below the whole figure, for several panels that mean the same by it."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, borderpad=0.2)
 
 
 def column_titles(every: Sequence[str], drawn: Collection[str]) -> dict[str, str]:

@@ -1,37 +1,41 @@
 """Search the critical units of examples of ResNet-9 (half width, CIFAR-10), against a plain loop.
 
 In turn in one process, on the same model, examples, noisy copies and reference batch: (a) ours, exact, float32;
-(b) ours, exact, bfloat16; (c) ours, fast, float32; (d) the plain loop, written out below: one example at a
-time, filters edited, contiguous float32, a full backward pass over the whole reference batch for every
-removal. The plain loop is run on `--plain` of the examples and scaled by the number of removals. Printed
-are seconds a removal and for all examples, ratios, and how far the others agree with (a). The network
-is trained here first on images with 10 % label noise, or read from `--checkpoint`.
-Seconds are CPU seconds with `--threads 1`, else wall time. `--save` keeps the rows in
-bench/results/critical_units.json.
+(b) ours, exact, bfloat16 (float32 where bfloat16 leaves a decision open); (c) ours, fast, float32; (d) the
+plain loop, written out below: one example at a time, filters edited, contiguous float32, a full backward
+pass over the whole reference batch for every removal. The plain loop is run on `--plain` of the examples
+and scaled by the number of removals. Printed are seconds for all examples, ratios, how far the others agree
+with (a), and the verdict of each: do clean examples need more units than noisy ones (Mann-Whitney, two-sided,
+p below 0.05)? `--trade-off` adds other settings of the fast mode, and judges the edited networks of (a) on
+class-balanced draws of the training images instead of all. The network is trained here first on images with 10 %
+label noise, or read from `--checkpoint`. Seconds are CPU seconds with `--threads 1`, else wall time. `--save`
+keeps the rows in bench/results/critical_units.json, which bench/critical_units_figure.py draws.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 import torch.nn.functional as F
+from timing import save
 from torch import Tensor, nn
 
+from analysis.rank_test import rank_test
 from memlib.checkpoints import CheckpointFolder, from_bytes, load_model_state
 from memlib.config import RunConfig, build_config
 from memlib.critical_units import CriticalUnitsSearch, draw_reference, find_critical_units
-from memlib.datasets import ImageSet, load_dataset
+from memlib.datasets import ImageSet, balanced_subset, load_dataset
+from memlib.edited_accuracies import EditedAccuracies, SplitAccuracy, edited_accuracies
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig
 from memlib.models import build_model
@@ -42,10 +46,19 @@ from memlib.seeds import stream
 from memlib.storage import open_storage
 from memlib.training import TrainingData, train
 
-RESULTS = Path(__file__).parent / "results" / "critical_units.json"
 EXACT = CriticalUnitsConfig(reference_size=256, max_steps=50)
-FAST = replace(EXACT, reference_copies=1, refresh=4)
-TRADE_OFF = [(256, 1, 1), (256, 1, 2), (256, 5, 4), (64, 1, 1), (64, 1, 4)]  # reference size, copies, refresh
+FAST = replace(EXACT, reference_copies=1)  # as in the presets quick and laptop
+TRADE_OFF = [
+    (256, 1, 2),
+    (256, 1, 4),
+    (256, 5, 4),
+    (64, 5, 1),
+    (64, 1, 1),
+    (64, 1, 4),
+]  # reference size, copies, refresh
+JUDGED = (1000, 500, 200, 100)  # training images
+LIKELY = 0.05  # largest p of a verdict
+PLAIN = "(d) plain loop"
 Removals = dict[int, list[tuple[str, int]]]  # example id -> (layer, unit) in order of removal
 
 
@@ -164,44 +177,71 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
 
 
+def verdict(values: dict[str, list[float]]) -> dict[str, Any]:
+    """Return which kind tends to larger values, `clean`, `noisy` or `neither`, with the rank test that says so."""
+    test = rank_test(pl.Series(values["clean"]), pl.Series(values["noisy"]))
+    if test is None:
+        return {"verdict": "neither"}
+    larger = "clean" if test.auc > 0.5 else "noisy"
+    return {"verdict": larger if test.p < LIKELY else "neither", "auc": test.auc, "p": test.p}
+
+
 def compare(setting: Setting, search: CriticalUnitsSearch, exact: CriticalUnitsSearch) -> dict[str, Any]:
     """Return how far a search agrees with the exact one, and its numbers of removals for clean and noisy examples."""
-    noisy = {int(i) for i in setting.train.ids[setting.is_noisy]}
     ours, theirs = removals(search), removals(exact)
-    numbers = {
-        kind: [len(ours[i]) for i in ours if (i in noisy) == is_noisy]
-        for kind, is_noisy in (("clean", False), ("noisy", True))
-    }
+    lengths = [len(units) if e.flipped else float("inf") for e, units in zip(search.found, ours.values(), strict=True)]
+    needed, numbers = (
+        by_kind(setting, search, lengths),
+        by_kind(setting, search, [len(units) for units in ours.values()]),
+    )
     return {
         "same_sequence": statistics.mean(ours[i] == theirs[i] for i in theirs),
         "spearman": spearman([len(ours[i]) for i in theirs], [len(theirs[i]) for i in theirs]),
         "flipped": sum(e.flipped for e in search.found),
         **{f"median_{kind}": statistics.median(n) for kind, n in numbers.items() if n},
         **{f"mean_{kind}": statistics.mean(n) for kind, n in numbers.items() if n},
+        **verdict(needed),
     }
 
 
-def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row a way: medians of its seconds, its ratio to the plain loop, its agreement with the exact search."""
+def by_kind(setting: Setting, search: CriticalUnitsSearch, values: Sequence[float]) -> dict[str, list[float]]:
+    """Return the values, one an example found, apart for clean and noisy examples."""
+    noisy_ids = {int(i) for i in setting.train.ids[setting.is_noisy]}
+    of_kind = [(e.example_id in noisy_ids, value) for e, value in zip(search.found, values, strict=True)]
+    return {
+        kind: [v for noisy, v in of_kind if noisy == wanted] for kind, wanted in (("clean", False), ("noisy", True))
+    }
 
-    # one thread on a shared machine: its CPU time is what the computation takes
-    alone = options.threads == 1 and setting.device.type == "cpu"
-    now = time.process_time if alone else time.perf_counter
+
+def ways_to_search(options: argparse.Namespace) -> dict[str, CriticalUnitsConfig]:
+    """Return our ways by name."""
+    ways = {"(a) exact, float32": EXACT, "(c) fast, float32": FAST}
+    if not options.no_bfloat16:
+        ways["(b) exact, bfloat16"] = replace(EXACT, precision="bfloat16")
+        ways["fast, bfloat16"] = replace(FAST, precision="bfloat16")
+    for size, copies, refresh in TRADE_OFF if options.trade_off else []:
+        name = f"reference {size}, copies {copies}, refresh {refresh}"
+        ways[name] = replace(EXACT, reference_size=size, reference_copies=copies, refresh=refresh)
+    return ways
+
+
+def clock_of(options: argparse.Namespace, device: torch.device) -> Callable[[], float]:
+    """Return the clock: one thread on a shared machine is timed by its CPU time, which is what it computes."""
+    return time.process_time if options.threads == 1 and device.type == "cpu" else time.perf_counter
+
+
+def measure(setting: Setting, options: argparse.Namespace) -> tuple[list[dict[str, Any]], CriticalUnitsSearch]:
+    """Return a row a way (seconds, ratio to the plain loop, agreement with the exact search), and the exact search."""
+    now, ways = clock_of(options, setting.device), ways_to_search(options)
+    order = torch.randperm(len(setting.reference), generator=stream(0, "bench_reference"))
 
     def ours(config: CriticalUnitsConfig) -> CriticalUnitsSearch:
-        order = torch.randperm(len(setting.reference), generator=stream(0, "bench_reference"))
         reference = setting.reference.take(order[: config.reference_size])
         return find_critical_units(
             setting.model, setting.examples, reference, config, seed=setting.seed, device=setting.device
         )
 
-    ways = {"(a) exact, float32": EXACT, "(c) fast, float32": FAST}
-    if not options.no_bfloat16:
-        ways["(b) exact, bfloat16"] = replace(EXACT, precision="bfloat16")
-    for size, copies, refresh in TRADE_OFF if options.trade_off else []:
-        name = f"reference {size}, copies {copies}, refresh {refresh}"
-        ways[name] = replace(EXACT, reference_size=size, reference_copies=copies, refresh=refresh)
-    searches, seconds = {}, {way: [] for way in [*ways, "(d) plain loop"]}
+    searches, seconds = {}, {way: [] for way in [*ways, PLAIN]}
     plain: tuple[Removals, int] = ({}, 0)
     few = setting.examples.take(torch.linspace(0, len(setting.examples) - 1, options.plain).long())
     for _ in range(options.rounds):
@@ -212,18 +252,61 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, Any
             print(f"{way}: {seconds[way][-1]:.1f} s", flush=True)
         started = now()
         plain = plain_loop(setting, few, searches["(a) exact, float32"].units)
-        seconds["(d) plain loop"].append((now() - started) / plain[1])
-        print(f"plain loop: {seconds['(d) plain loop'][-1]:.2f} s a removal, {plain[1]} removals", flush=True)
+        seconds[PLAIN].append((now() - started) / plain[1])
+        print(f"plain loop: {seconds[PLAIN][-1]:.2f} s a removal, {plain[1]} removals", flush=True)
     exact = searches["(a) exact, float32"]
     n_removals = sum(len(e.removed) for e in exact.found)
-    plain_seconds = statistics.median(seconds["(d) plain loop"]) * n_removals
+    plain_seconds = statistics.median(seconds[PLAIN]) * n_removals
     rows = []
     for way, search in searches.items():
         median = statistics.median(seconds[way])
-        rows.append({"way": way, "seconds": median, "ratio": plain_seconds / median, **compare(setting, search, exact)})
+        how = {
+            name: getattr(ways[way], name) for name in ("reference_size", "reference_copies", "refresh", "precision")
+        }
+        agreement = compare(setting, search, exact)
+        rows.append({"way": way, **how, "seconds": median, "ratio": plain_seconds / median, **agreement})
     same = statistics.mean(plain[0][i] == removals(exact)[i] for i in plain[0])
-    rows.append({"way": "(d) plain loop, scaled", "seconds": plain_seconds, "ratio": 1.0, "same_sequence": same})
+    rows.append({"way": f"{PLAIN}, scaled", "seconds": plain_seconds, "ratio": 1.0, "same_sequence": same})
+    return rows, exact
+
+
+def judge(setting: Setting, exact: CriticalUnitsSearch, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row a number of training images on which the edited networks are judged, all of them first.
+
+    drop_error: mean absolute difference of the drop in training accuracy from that on all images.
+    """
+    now, rows, on_all = clock_of(options, setting.device), [], []
+    for limit in (len(setting.train), *(n for n in JUDGED if n < len(setting.train))):
+        judged = balanced_subset(setting.train, limit, 10, stream(0, "bench_judged"))
+        is_noisy = torch.isin(judged.ids, setting.train.ids[setting.is_noisy])
+        for precision in ("float32", "bfloat16") if rows else ("float32",):
+            started = now()
+            accuracies = edited_accuracies(
+                setting.model, exact.units, exact.found, (judged, is_noisy), device=setting.device, precision=precision
+            )
+            seconds, drops = now() - started, _drops(accuracies, is_noisy.double().mean().item())
+            on_all = on_all or drops
+            rows.append(
+                {
+                    "images": limit,
+                    "precision": precision,
+                    "seconds": seconds,
+                    "mean_drop": statistics.mean(drops),
+                    "drop_error": statistics.mean(abs(a - b) for a, b in zip(drops, on_all, strict=True)),
+                    "spearman": spearman(drops, on_all),
+                    **verdict(by_kind(setting, exact, drops)),
+                }
+            )
     return rows
+
+
+def _drops(accuracies: EditedAccuracies, noisy_share: float) -> list[float]:
+    shares = {"clean": 1 - noisy_share, "noisy": noisy_share}
+
+    def lost(after: SplitAccuracy, kind: str) -> float:
+        return shares[kind] * ((getattr(accuracies.before, kind) or 0.0) - (getattr(after, kind) or 0.0))
+
+    return [sum(lost(after, kind) for kind in shares) for after in accuracies.after]
 
 
 def main() -> None:
@@ -244,21 +327,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = prepare(options, device)
-    rows = measure(setting, options)
-    for row in rows:
+    rows, exact = measure(setting, options)
+    judged = judge(setting, exact, options) if options.trade_off else []
+    for row in [*rows, *judged]:
         print(row)
     if options.save:
-        facts = {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "device": str(device),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "clock": "CPU seconds" if options.threads == 1 and device.type == "cpu" else "wall seconds",
-            "network": setting.network,
-            **{k: getattr(options, k) for k in ("threads", "examples", "plain", "rounds")},
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        alone = clock_of(options, device) is time.process_time
+        save(
+            "critical_units",
+            {"rows": rows, "judged": judged},
+            device,
+            clock="CPU seconds" if alone else "wall seconds",
+            network=setting.network,
+            **{k: getattr(options, k) for k in ("examples", "plain", "rounds")},
+        )
 
 
 if __name__ == "__main__":

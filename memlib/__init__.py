@@ -9,7 +9,9 @@ loaded when it is first used.
 - Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
 - Can memorization be confined, and removed? `tie`, `ExampleTiedDropout`, `set_mode`, `dropout_mode`, `recalibrate`,
   `prune`
-- Which labels are wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
+- Which labels are made wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
+- Which labels are wrong? `find_mislabels_of_run`, `find_mislabels_by_dropping`, `find_mislabels_by_dynamics`,
+  `find_mislabels_out_of_sample`; and is that so? `evaluate_mislabels`
 - What does the model predict, and by what margin? `predict`, `accuracy`
 - How few units carry one example, and what does losing them cost the others? `find_critical_units`,
   `take_examples`, `draw_reference`, `edited_accuracies`
@@ -24,6 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memlib.confident_learning import find_mislabels_out_of_sample as find_mislabels_out_of_sample
     from memlib.config import RunConfig as RunConfig
     from memlib.config import build_config as build_config
     from memlib.critical_units import draw_reference as draw_reference
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from memlib.label_noise import flip_labels as flip_labels
     from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
     from memlib.layer_groups import layer_groups as layer_groups
+    from memlib.mislabel_evaluation import evaluate_mislabels as evaluate_mislabels
+    from memlib.mislabels import find_mislabels_by_dropping as find_mislabels_by_dropping
+    from memlib.mislabels import find_mislabels_by_dynamics as find_mislabels_by_dynamics
     from memlib.models import build_model as build_model
     from memlib.pruning import prune as prune
     from memlib.recalibration import recalibrate as recalibrate
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
     from memlib.rewinding import Measurement as Measurement
     from memlib.rewinding import rewind as rewind
     from memlib.rewinding import rewinding_accuracies as rewinding_accuracies
+    from memlib.run_mislabels import find_mislabels_of_run as find_mislabels_of_run
     from memlib.runs import perform_run as perform_run
     from memlib.training import train as train
 
@@ -73,7 +80,12 @@ _HOMES = {
     "draw_reference": "critical_units",
     "dropout_mode": "example_tied_dropout",
     "edited_accuracies": "edited_accuracies",
+    "evaluate_mislabels": "mislabel_evaluation",
     "find_critical_units": "critical_units",
+    "find_mislabels_by_dropping": "mislabels",
+    "find_mislabels_by_dynamics": "mislabels",
+    "find_mislabels_of_run": "run_mislabels",
+    "find_mislabels_out_of_sample": "confident_learning",
     "flip_labels": "label_noise",
     "flip_labels_in_pairs": "label_noise",
     "layer_groups": "layer_groups",

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 CPU_BUDGET = 256 * 2**20  # bytes; larger chunks leave the caches and were measured no faster
 SHARE_OF_FREE_MEMORY = 0.25  # of a GPU
+OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "STATUS_ALLOC_FAILED")  # PyTorch, C++, cuBLAS and cuDNN
 
 
 @dataclass
@@ -54,7 +55,9 @@ def _try(work: Callable[[slice], T], chunk: slice) -> T | None:
     """Return the result, None if memory ran out; by then everything the attempt held is free again."""
     try:
         return work(chunk)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except MemoryError:
+        return None
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; CPU allocators and CUDA's libraries raise plain ones
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         return None

@@ -130,6 +130,8 @@ class TrainingConfig:
     peak_lr: highest learning rate, reached after `warmup` (a share of all epochs).
     augment: any of `crop`, `flip`, `autoaugment`; empty for the paper's main results.
     precision: `auto` takes bfloat16 where the device multiplies matrices in it faster, else float32.
+    gradient_accounting: whose gradient moves which layer (E1) is recorded; without, a step has one backward pass.
+    evaluate_every: epochs from one evaluation of all examples to the next; before training and the last always are.
     """
 
     epochs: int = 50
@@ -141,9 +143,12 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     augment: tuple[Augmentation, ...] = ()
     precision: Precision = "auto"
+    gradient_accounting: bool = True
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
         _at_least("training.epochs", self.epochs, 1)
+        _at_least("training.evaluate_every", self.evaluate_every, 1)
         _at_least("training.batch_size", self.batch_size, 2)
         _positive("training.peak_lr", self.peak_lr)
         if not 0 <= self.warmup < 1:
@@ -156,6 +161,11 @@ class TrainingConfig:
             raise InputError(f"training.augment names one step twice: {', '.join(self.augment)}.")
         # The steps are applied in one fixed order, so their order here is no other setting.
         object.__setattr__(self, "augment", tuple(s for s in typing.get_args(Augmentation) if s in self.augment))
+
+    @property
+    def evaluated_epochs(self) -> tuple[int, ...]:
+        """Return the epochs after which all examples are evaluated, in order: from 0 (before training) to the last."""
+        return tuple(e for e in range(self.epochs + 1) if e % self.evaluate_every == 0 or e == self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +294,7 @@ def _convert_tuple(value: object, options: tuple[object, ...], path: str) -> tup
 def _convert_scalar(value: object, hint: type, path: str) -> object:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or isinstance(value, bool):
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise InputError(f"setting {path} is {value!r}; give a value of type {hint.__name__}.")
     return value
 

@@ -26,10 +26,11 @@ from memlib.chunks import memory_budget
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
 from memlib.experiments import CriticalUnitsConfig
-from memlib.gate_gradients import GateGradients, reference_inputs
+from memlib.gate_gradients import GateGradients
 from memlib.gated_network import GatedNetwork
 from memlib.network_units import NetworkUnits, network_units
 from memlib.noisy_copies import noisy_copies
+from memlib.reference_slopes import ReferenceSlopes
 from memlib.seeds import stream
 
 Outcome = Literal["flipped", "no_positive_score", "step_limit"]
@@ -128,12 +129,11 @@ def find_critical_units(
     units = network_units(model, sample, removal=config.removal)
     gradients = GateGradients(GatedNetwork(model, units), config, seed, device, memory_budget(device))
     search = _Search.of(examples, units, device)
-    inputs, labels = reference_inputs(reference, config, seed=seed, device=device), reference.labels.to(device)
+    others = ReferenceSlopes.of(gradients, reference)
     for step in range(config.max_steps + 1):
         own = search.leave_flipped(*gradients.own(examples.take(search.active.cpu()), search.gates[search.active]))
         if step < config.max_steps and step % config.refresh == 0:
-            gates = search.gates[search.active]
-            search.reference_slopes[search.active] = gradients.reference(inputs, labels, gates)
+            search.reference_slopes[search.active] = others.under(search.gates[search.active], own)
         if step < config.max_steps:
             search.remove_best(own)
         if len(search.active) == 0:

@@ -94,6 +94,15 @@ def predict_in_mode(
 
 
 @torch.no_grad()
+def predict_probabilities(
+    model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
+) -> Float32[Tensor, "n k"]:
+    """Return the softmax of the model's logits for all images, on the CPU; otherwise like `predict`."""
+    batches = _logits(model, images, None, device=device, batch_size=1000, precision="float32")
+    return torch.cat([logits.softmax(dim=1).cpu() for logits in batches])
+
+
+@torch.no_grad()
 def _predict(
     model: nn.Module,
     examples: tuple[Tensor, Int64[Tensor, " n"], Int64[Tensor, " n"] | None],
@@ -103,7 +112,22 @@ def _predict(
     precision: Precision,
 ) -> Predictions:
     images, labels, ids = examples
-    pieces = []
+    batches = _logits(model, images, ids, device=device, batch_size=batch_size, precision=precision)
+    parts = zip(batches, labels.split(batch_size), strict=True)
+    pieces = [_judge(logits, assigned.to(device)) for logits, assigned in parts]
+    return Predictions(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+
+
+def _logits(
+    model: nn.Module,
+    images: Tensor,
+    ids: Int64[Tensor, " n"] | None,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: Precision,
+) -> Iterator[Float32[Tensor, "b k"]]:
+    """Yield the logits of batch after batch, on the device."""
     with evaluation_mode(model), exact_float32(device):
         for start in range(0, len(images), batch_size):
             chosen = slice(start, start + batch_size)
@@ -111,8 +135,7 @@ def _predict(
             with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
             with autocast(precision, device):
                 logits = model(inputs, **with_ids)
-            pieces.append(_judge(logits.float(), labels[chosen].to(device)))
-    return Predictions(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+            yield logits.float()
 
 
 def accuracy(

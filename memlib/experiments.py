@@ -91,7 +91,9 @@ class CriticalUnitsConfig:
     noise: expected norm of a copy's Gaussian noise, as a share of the norm of the (normalized) input.
     max_steps: units removed at most; an example that has not flipped by then is recorded as not flipped.
     refresh: steps for which the reference part of the gradient is used; above 1 is an approximation.
-    precision: of the search's forward and backward passes.
+    precision: of the reference part of the gradient and of the edited networks' accuracies. In bfloat16 the former is
+    computed again in float32 wherever bfloat16's measured error leaves open which unit goes; the example's own part
+    and the flip test are always float32's.
     """
 
     examples: int = 1000
@@ -129,12 +131,35 @@ class CriticalUnitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossValidationConfig:
+    """Out-of-sample predictions for the run's training examples, by networks without dropout.
+
+    folds: parts of the training set, and networks: each is trained on all parts but one, and predicts that one.
+    epochs: of their training; None for the run's own. The other settings of training are the run's.
+    """
+
+    folds: int = 5
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise InputError(
+                f"cross_validation.folds is {self.folds}; give at least 2, what is trained on and one more."
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(
+                f"cross_validation.epochs is {self.epochs}; give at least 1, or leave it out for the run's."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentsConfig:
     """The experiments wanted of a finished run; None where one is not."""
 
     rewinding: RewindingConfig | None = None
     retraining: RetrainingConfig | None = None
     critical_units: CriticalUnitsConfig | None = None
+    cross_validation: CrossValidationConfig | None = None
 
 
 def _check_limit(experiment: str, limit: int | None) -> None:

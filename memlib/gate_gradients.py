@@ -19,6 +19,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from memlib.chunks import ChunkSize, run_in_chunks
+from memlib.config import Precision
 from memlib.datasets import ImageSet
 from memlib.experiments import CriticalUnitsConfig
 from memlib.gated_network import GatedNetwork, Replay
@@ -41,7 +42,10 @@ class GateGradients:
     def own(
         self, examples: ImageSet, gates: Float32[Tensor, "n u"]
     ) -> tuple[Int64[Tensor, " n"], Float32[Tensor, "n u"]]:
-        """Return each example's prediction under its own gates, and the slope of its cross-entropy by each gate."""
+        """Return each example's prediction under its own gates, and the slope of its cross-entropy by each gate.
+
+        Always in float32: an example's few copies cost little, and its own slopes are most of a score.
+        """
         size = self._chunk_size(self.config.copies)
         if not self.network.units.one_row_an_image:
             size.items = 1
@@ -52,8 +56,15 @@ class GateGradients:
         predictions, slopes = zip(*run_in_chunks(len(examples), size, work), strict=True)
         return torch.cat(predictions), torch.cat(slopes)
 
-    def reference(self, inputs: Tensor, labels: Int64[Tensor, " r"], gates: Float32[Tensor, "n u"]) -> Tensor:
-        """Return, per row of `gates`, the slope of the reference examples' mean cross-entropy by each gate [n, u].
+    def reference(
+        self,
+        inputs: Tensor,
+        labels: Int64[Tensor, " r"],
+        gates: Float32[Tensor, "n u"],
+        *,
+        precision: Precision = "float32",
+    ) -> Float32[Tensor, "n u"]:
+        """Return, per row of `gates`, the slope of the reference examples' mean cross-entropy by each gate.
 
         `inputs` are the reference examples' noisy copies, on the device, as `labels` and `gates`.
         """
@@ -66,7 +77,8 @@ class GateGradients:
 
         def work(chunk: slice) -> Tensor:
             batch = by_copy[:, chunk].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            return self._reference_chunk(batch, labels[chunk], distinct, prefixes)
+            with exact_float32(self.device):
+                return self._reference_chunk(batch, labels[chunk], _Edited(distinct, prefixes, precision))
 
         total = torch.zeros_like(distinct)
         for slopes in run_in_chunks(len(labels), self._chunk_size(copies), work):
@@ -79,33 +91,40 @@ class GateGradients:
         gates = gates.clone().requires_grad_()
         each = gates[0] if len(gates) == 1 else gates.repeat(copies, 1)
         with exact_float32(self.device):
-            with autocast(self.config.precision, self.device):
-                logits = mean_over_copies(self.network.logits(inputs, each), copies)
+            logits = mean_over_copies(self.network.logits(inputs, each), copies)
             (slopes,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), gates)
         return logits.detach().argmax(dim=1), slopes
 
-    def _reference_chunk(self, inputs: Tensor, labels: Tensor, distinct: Tensor, prefixes: list[int]) -> Tensor:
+    def _reference_chunk(self, inputs: Tensor, labels: Tensor, edited: _Edited) -> Tensor:
         """Return the slopes of the summed cross-entropy for each distinct gate vector."""
-        with exact_float32(self.device):
-            outputs: list[Tensor | None] = []
-            # one more forward pass, which pays where the prefixes it spares add up to more than a network
-            if sum(prefixes) > 2 * len(self.network.units.layers):
-                with autocast(self.config.precision, self.device):
-                    _, outputs = self.network.record(inputs)
-            slopes = []
-            for gates, prefix in zip(distinct, prefixes, strict=True):
-                gates = gates.clone().requires_grad_()
-                replay = Replay(outputs, prefix) if outputs else None
-                with autocast(self.config.precision, self.device):
-                    logits = self.network.logits(inputs, gates, replay=replay)
-                averaged = mean_over_copies(logits, self.config.reference_copies)
-                loss = F.cross_entropy(averaged, labels, reduction="sum")
-                slopes += torch.autograd.grad(loss, gates)
+        outputs: list[Tensor | None] = []
+        # one more forward pass, which pays where the prefixes it spares add up to more than a network
+        if sum(edited.prefixes) > 2 * len(self.network.units.layers):
+            with autocast(edited.precision, self.device):
+                _, outputs = self.network.record(inputs)
+        slopes = []
+        for gates, prefix in zip(edited.gates, edited.prefixes, strict=True):
+            gates = gates.clone().requires_grad_()
+            replay = Replay(outputs, prefix) if outputs else None
+            with autocast(edited.precision, self.device):
+                logits = self.network.logits(inputs, gates, replay=replay)
+            averaged = mean_over_copies(logits, self.config.reference_copies)
+            loss = F.cross_entropy(averaged, labels, reduction="sum")
+            slopes += torch.autograd.grad(loss, gates)
         return torch.stack(slopes)
 
     def _chunk_size(self, copies: int) -> ChunkSize:
         bytes_per_example = GRADIENT_SHARE * copies * self.network.units.bytes_per_image
         return ChunkSize(max(1, self.budget // bytes_per_example))
+
+
+@dataclass(frozen=True, eq=False)
+class _Edited:
+    """Distinct edited networks [e, u], how many layers of each are the intact network's, and how to compute them."""
+
+    gates: Float32[Tensor, "e u"]
+    prefixes: list[int]
+    precision: Precision
 
 
 def reference_inputs(

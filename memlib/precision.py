@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memlib.config import Precision
 
@@ -25,10 +26,20 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fl
     return "bfloat16" if capabilities.get("amx_bf16") and capabilities.get("amx_tile") else "float32"
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a forward pass runs in `precision`; parameters stay float32."""
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run a block's forward pass in `precision`; parameters stay float32.
+
+    On a CPU attention in bfloat16 is spelled out: the backward pass of the fused one was measured 9 times slower than
+    in float32 there (docs/performance.md).
+    """
     enabled = resolve_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        if enabled and device.type == "cpu":
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
 
 
 @contextmanager

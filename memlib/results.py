@@ -74,6 +74,23 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         cosine=pa.float64(),  # of the clean and the noisy sum; null where one of them is zero
         n_parameters=pa.int64(),
     ),
+    "dynamics": _schema(  # one row a training example, over the evaluated epochs of training
+        example_id=pa.int64(),
+        aum=pa.float64(),  # area under the margin: the mean of the margins
+        forgetting_events=pa.int64(),  # times it went from predicted as assigned to predicted otherwise
+        first_learned=pa.int64(),  # epoch; null if it was never predicted as assigned
+        last_mistake=pa.int64(),  # the last label predicted instead of the assigned one; null if none was
+        n_epochs=pa.int64(),  # over which all this was seen
+    ),
+    "cross_validation": _schema(  # one row a training example, judged by a network that was not trained on it
+        example_id=pa.int64(),
+        assigned=pa.int64(),
+        fold=pa.int64(),  # 0 = the first of `folds`; all examples of a fold are judged by one network
+        folds=pa.int64(),
+        epochs=pa.int64(),  # that network's training
+        prediction=pa.int64(),
+        probabilities=pa.list_(pa.float32()),  # softmax, by class
+    ),
     "rewinding": _schema(
         group=pa.string(),  # several groups rewound at once are joined by "+"
         group_index=pa.int64(),  # of the first of them
@@ -156,6 +173,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         prediction=pa.int64(),
         margin=pa.float64(),  # logit of the assigned label minus the largest other logit
         loss=pa.float64(),
+    ),
+    "forgotten_images": _schema(  # clean training examples right under tied masks and wrong when dropped
+        example_id=pa.int64(),
+        assigned=pa.int64(),
+        original=pa.int64(),
+        new_prediction=pa.int64(),  # in mode dropped
+        assigned_name=pa.string(),  # of the class
+        new_name=pa.string(),
+        margin=pa.float64(),  # in mode dropped; the lowest are kept
+        n_forgotten=pa.int64(),  # of the run, kept or not
+        png=pa.binary(),  # the image as trained on
     ),
 }
 

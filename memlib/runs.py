@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +25,14 @@ from memlib.control_dropouts import check_widths, insert_dropout
 from memlib.datasets import Dataset, ImageSet, balanced_subset
 from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
+from memlib.forgotten_images import forgotten_images
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
 from memlib.results import ResultStore, table_from_rows
 from memlib.seeds import stream
 from memlib.training import EpochRecord, TrainingData, train
+from memlib.training_dynamics import NEVER, TrainingDynamics
 
 DIGIT_SETS = ("digits", "mnist", "svhn")
 
@@ -42,6 +44,7 @@ class RunData:
     train: ImageSet
     noisy_labels: NoisyLabels
     test: ImageSet
+    num_classes: int
 
 
 def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
@@ -65,7 +68,7 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         )
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
-    return RunData(train_set, noisy, dataset.test)
+    return RunData(train_set, noisy, dataset.test, dataset.num_classes)
 
 
 def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
@@ -111,21 +114,35 @@ def perform_run(
         dataset.digest,
     )
     checkpoints = CheckpointFolder(store.storage, config.run_id)
-    records = []
-    for record in train(model, training_data, config, device=device, checkpoints=checkpoints):
-        records.append(record)
-        on_epoch(record)
+    epochs = train(model, training_data, config, device=device, checkpoints=checkpoints)
+    records, dynamics = _follow(epochs, on_epoch)
     run_id = config.run_id
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
+    store.write("dynamics", run_id, _dynamics_rows(run_id, dynamics, data.train.ids))
     found = predict_by_mode(model, training_data, device=device)
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":
         store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))
+    if config.dropout.kind == "example_tied":
+        store.write("forgotten_images", run_id, _forgotten_rows(run_id, found, data, dataset.class_names))
     seconds = sum(record.seconds for record in records)
     outcome = {"seconds": seconds, "status": "done", "error": None, "data_digest": dataset.digest}
     store.write("runs", run_id, _run_row(config, device, {**outcome, "code_version": version_at_start}))
     checkpoints.delete_last()
+
+
+def _follow(
+    epochs: Generator[EpochRecord, None, TrainingDynamics], on_epoch: Callable[[EpochRecord], None]
+) -> tuple[list[EpochRecord], TrainingDynamics]:
+    """Return a training's records, each reported as it comes, and its dynamics at the end."""
+    records = []
+    while True:
+        try:
+            records.append(next(epochs))
+        except StopIteration as ended:
+            return records, ended.value
+        on_epoch(records[-1])
 
 
 def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
@@ -208,9 +225,26 @@ def _gradient_rows(run_id: str, records: list[EpochRecord]) -> pa.Table:
     return table_from_rows("gradients", rows)
 
 
+def _dynamics_rows(run_id: str, dynamics: TrainingDynamics, ids: Tensor) -> pa.Table:
+    found = dynamics.summarize()
+    known = {
+        name: pa.array(values, mask=values == NEVER)
+        for name, values in (("first_learned", found.first_learned), ("last_mistake", found.last_mistake))
+    }
+    columns = {**vars(found), **known, "n_epochs": [found.n_epochs] * len(ids)}
+    return pa.table({"run_id": [run_id] * len(ids), "example_id": ids.numpy(), **columns})
+
+
 def _dropout_rows(run_id: str, found: list[ModePredictions], data: TrainingData) -> pa.Table:
     rows = [{"run_id": run_id, **asdict(result)} for result in mode_accuracies(found, data)]
     return table_from_rows("dropout", rows)
+
+
+def _forgotten_rows(run_id: str, found: list[ModePredictions], data: RunData, class_names: Sequence[str]) -> pa.Table:
+    by_mode = {predictions.variant.mode: predictions.train for predictions in found if predictions.variant.is_main}
+    predictions = (by_mode["tied"], by_mode["dropped"])
+    images = forgotten_images(data.train, predictions, data.noisy_labels, class_names=class_names)
+    return table_from_rows("forgotten_images", [{"run_id": run_id, **asdict(image)} for image in images])
 
 
 def _example_rows(run_id: str, found: list[ModePredictions], data: RunData) -> pa.Table:

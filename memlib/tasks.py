@@ -11,6 +11,7 @@ import torch
 
 from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.config import RunConfig
+from memlib.cross_validation import perform_cross_validation, plan_cross_validation
 from memlib.datasets import Dataset
 from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
@@ -24,6 +25,7 @@ EXPERIMENTS = {
     "rewinding": perform_rewinding,
     "retraining": perform_retraining,
     "critical_units": perform_critical_units,
+    "cross_validation": perform_cross_validation,
 }
 
 
@@ -40,7 +42,14 @@ def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequ
         tasks += plan_retraining(run, experiments.retraining, group_names)
     if experiments.critical_units is not None:
         tasks += plan_critical_units(run, experiments.critical_units)
+    if experiments.cross_validation is not None:
+        tasks += plan_cross_validation(run, experiments.cross_validation)
     return tasks
+
+
+def asks_for_groups(experiments: ExperimentsConfig) -> bool:
+    """Return whether planning the wanted experiments needs the names of the run's layer groups."""
+    return experiments.rewinding is not None or experiments.retraining is not None
 
 
 def perform_task(

@@ -1,4 +1,4 @@
-"""The one training loop: SGD with gradient accounting, and nothing that a resumed run would miss.
+"""The one training loop: SGD, by default with gradient accounting, and nothing that a resumed run would miss.
 
 Paper: the experimental setting, and gradient accounting (Figures 1 and 2).
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, accuracy, predict, predict_in_mode
+from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -35,6 +36,7 @@ from memlib.layer_groups import layer_groups
 from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream
+from memlib.training_dynamics import TrainingDynamics, after_epoch, start_dynamics
 
 STEPS_BETWEEN_CHECKS = 16  # for a loss that is no longer finite: each check waits for the device
 
@@ -58,8 +60,8 @@ class EpochRecord:
     """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
 
     epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test
-    gradients: tuple[GroupGradient, ...]
+    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test; none if not evaluated
+    gradients: tuple[GroupGradient, ...]  # none without gradient accounting
     seconds: float  # wall time of training and evaluation
 
 
@@ -71,6 +73,7 @@ class TrainingState:
     optimizer: torch.optim.SGD
     precision: Literal["float32", "bfloat16"]
     records: list[EpochRecord] = field(default_factory=list)
+    dynamics: TrainingDynamics = field(default_factory=lambda: start_dynamics(0))  # of the training examples, in order
 
     @property
     def epoch(self) -> int:
@@ -79,32 +82,61 @@ class TrainingState:
 
 
 def train(
-    model: nn.Module, data: TrainingData, config: RunConfig, *, device: torch.device, checkpoints: CheckpointFolder
-) -> Iterator[EpochRecord]:
-    """Train the model in place and yield one record an epoch, from before training (0) to the last.
+    model: nn.Module,
+    data: TrainingData,
+    config: RunConfig,
+    *,
+    device: torch.device,
+    checkpoints: CheckpointFolder | None,
+) -> Generator[EpochRecord, None, TrainingDynamics]:
+    """Train the model in place, yield one record an epoch, from before training (0) to the last, and return
+    the dynamics of the training examples.
 
-    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated.
+    Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated. Without
+    `checkpoints` no state is kept, and an interrupted training cannot be continued.
 
     Raises:
         Diverged: the loss is no longer finite.
         InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
-    _continue(state, data, config, checkpoints)
+    state.dynamics = start_dynamics(len(data.train))
+    if checkpoints is not None:
+        _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        accuracies = evaluate_splits(model, data, device=device)
+        evaluated = epoch in config.training.evaluated_epochs
+        accuracies = _evaluate(state, data, epoch=epoch, device=device) if evaluated else {}
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
-        _save(state, data, config, checkpoints)
+        if checkpoints is not None:
+            _save(state, data, config, checkpoints)
         yield state.records[-1]
+    return state.dynamics
 
 
-def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+def _evaluate(state: TrainingState, data: TrainingData, *, epoch: int, device: torch.device) -> dict[str, Accuracy]:
     """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
+
+    After an epoch of training, the training examples' dynamics take note of it.
+    """
+    train, test = _predict_splits(state.model, data, device=device)
+    splits = {
+        "clean": accuracy(train, data.train.labels, ~data.is_noisy),
+        "noisy": accuracy(train, data.train.labels, data.is_noisy),
+        "test": accuracy(test, data.test.labels),
+    }
+    if epoch > 0:
+        seen = {"margin": train.margin.numpy(), "prediction": train.prediction.numpy()}
+        state.dynamics = after_epoch(state.dynamics, epoch, **seen, labels=data.train.labels.cpu().numpy())
+    return {split: result for split, result in splits.items() if result is not None}
+
+
+def _predict_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> tuple[Predictions, Predictions]:
+    """Return what the model predicts for the training and the test examples.
 
     With example-tied dropout, training examples are judged under their own masks, test examples in mode `scaled`.
     """
@@ -114,12 +146,7 @@ def evaluate_splits(model: nn.Module, data: TrainingData, *, device: torch.devic
     else:
         train = predict(model, data.train.images, data.train.labels, device=device)
         test = predict(model, data.test.images, data.test.labels, device=device)
-    splits = {
-        "clean": accuracy(train, data.train.labels, ~data.is_noisy),
-        "noisy": accuracy(train, data.train.labels, data.is_noisy),
-        "test": accuracy(test, data.test.labels),
-    }
-    return {split: result for split, result in splits.items() if result is not None}
+    return train, test
 
 
 def training_step(
@@ -134,16 +161,47 @@ def training_step(
     `ids` are the examples', for a model with example-tied dropout.
     """
     inputs, labels, is_noisy = batch
-    with_ids = {} if ids is None else {"ids": ids}
     parameters = list(state.model.parameters())
-    with exact_float32(device) if state.precision == "float32" else nullcontext():
-        with autocast(state.precision, device):
-            logits = state.model(inputs, **with_ids)
+    with _step_numerics(state, device):
+        logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    for parameter, clean, noisy in zip(parameters, gradients.clean, gradients.noisy, strict=True):
-        parameter.grad = _laid_out_like(parameter, clean + noisy)
-    state.optimizer.step()
+    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
     return loss, gradients
+
+
+def plain_step(
+    state: TrainingState,
+    batch: tuple[Tensor, Int64[Tensor, " b"]],
+    *,
+    device: torch.device,
+    ids: Int64[Tensor, " b"] | None = None,
+) -> Tensor:
+    """Take one optimizer step on (inputs, labels) without gradient accounting; return the loss before it.
+
+    The step is `training_step`'s up to rounding, with one backward pass for its two.
+    """
+    inputs, labels = batch
+    with _step_numerics(state, device):
+        loss = F.cross_entropy(_logits(state, inputs, ids, device).float(), labels)
+        gradients = torch.autograd.grad(loss, list(state.model.parameters()), materialize_grads=True)
+    _step(state, gradients)
+    return loss.detach()
+
+
+def _step_numerics(state: TrainingState, device: torch.device) -> AbstractContextManager[object]:
+    return exact_float32(device) if state.precision == "float32" else nullcontext()
+
+
+def _logits(state: TrainingState, inputs: Tensor, ids: Int64[Tensor, " b"] | None, device: torch.device) -> Tensor:
+    with_ids = {} if ids is None else {"ids": ids}
+    with autocast(state.precision, device):
+        return state.model(inputs, **with_ids)
+
+
+def _step(state: TrainingState, gradients: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
+        parameter.grad = _laid_out_like(parameter, gradient)
+    state.optimizer.step()
 
 
 def _train_epoch(
@@ -152,8 +210,8 @@ def _train_epoch(
     labels, is_noisy = data.train.labels.to(device), data.is_noisy.to(device)
     ids = data.train.ids.to(device) if dropout_layers(state.model) else None
     per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
-    names = [name for name, _ in state.model.named_parameters()]
-    sums = zero_sums(list(state.model.parameters()))
+    accounting = config.training.gradient_accounting
+    sums = zero_sums(list(state.model.parameters()) if accounting else [])
     state.model.train()
     batches = training_batches(data.train.images, config.training, seed=config.seed, epoch=epoch, device=device)
     # Dropout inside a model draws from the global stream: give it one of this run and epoch.
@@ -163,12 +221,17 @@ def _train_epoch(
             state.optimizer.param_groups[0]["lr"] = learning_rate(
                 config.training, step=step, steps=config.training.epochs * per_epoch
             )
-            batch = (inputs, labels[positions], is_noisy[positions])
-            loss, gradients = training_step(state, batch, device=device, ids=None if ids is None else ids[positions])
-            add_to_sums_(sums, gradients)
+            chosen = None if ids is None else ids[positions]
+            if accounting:
+                batch = (inputs, labels[positions], is_noisy[positions])
+                loss, gradients = training_step(state, batch, device=device, ids=chosen)
+                add_to_sums_(sums, gradients)
+            else:
+                loss = plain_step(state, (inputs, labels[positions]), device=device, ids=chosen)
             if index % STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
                 raise _diverged(epoch, config)
-    return summarize_groups(sums, names, layer_groups(state.model))
+    names = [name for name, _ in state.model.named_parameters()]
+    return summarize_groups(sums, names, layer_groups(state.model)) if accounting else []
 
 
 def _diverged(epoch: int, config: RunConfig) -> Diverged:
@@ -206,6 +269,8 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     kept = checkpoints.epochs()
     if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
         return
+    if "dynamics.margin_sum" not in saved.tensors:  # begun by a memlib without them: they cannot be had afterwards
+        return
     for fact, ours in _facts(state, data, config).items():
         if fact != "config" and saved.facts[fact] != ours:
             raise InputError(
@@ -221,6 +286,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
             state.optimizer.state[parameter]["momentum_buffer"] = _laid_out_like(
                 parameter, momentum.to(parameter.device)
             )
+    state.dynamics = _dynamics(saved)
     state.records = records
 
 
@@ -232,6 +298,7 @@ def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoin
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
+    tensors |= {f"dynamics.{name}": torch.as_tensor(values) for name, values in vars(state.dynamics).items()}
     checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
 
 
@@ -243,6 +310,11 @@ def _record(saved: dict[str, Any]) -> EpochRecord:
     accuracies = {split: Accuracy(**values) for split, values in saved["accuracies"].items()}
     gradients = tuple(GroupGradient(**group) for group in saved["gradients"])
     return EpochRecord(saved["epoch"], accuracies, gradients, saved["seconds"])
+
+
+def _dynamics(saved: Checkpoint) -> TrainingDynamics:
+    values: dict[str, Any] = {f.name: saved.tensors[f"dynamics.{f.name}"].numpy() for f in fields(TrainingDynamics)}
+    return TrainingDynamics(**{**values, "n_epochs": int(values["n_epochs"])})
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memlib.errors import InputError
+from sweeps.autoscaling import CLUSTER_FILE, Growth, read_growth
 
 SECONDS_TO_ANSWER = 5.0
+SECONDS_FOR_A_WORKER = 1200.0  # a new machine boots and installs
+SECONDS_FOR_THE_OTHERS = 120.0  # after the first that came
 
 # Read by Ray when it is imported or started, so they are set before that.
 QUIET = {
@@ -26,18 +31,34 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the cluster has; a trial must fit on one node."""
+    """What the cluster has, or can grow to; a trial must fit on one node."""
 
     cpus: int
     gpus: int
     largest_node_cpus: int
+    grows: bool = False  # some of it is not there until work asks for it
+
+    def __str__(self) -> str:
+        return f"{'up to ' if self.grows else ''}{self.cpus} CPUs and {self.gpus} GPUs"
 
 
-def start_ray(address: str | None) -> Capacity:
-    """Start Ray on this machine, or join the cluster at `address`, and return what it has.
+def check_address(address: str | None) -> None:
+    """Raise InputError for an address that a sweep cannot join, before anything is loaded."""
+    if address is not None and address.startswith("ray://"):
+        raise InputError(
+            f"--address {address} would leave the sweep's driver on this machine, and end it with the connection; "
+            "submit it as a job instead (README.md, On a cluster): ray job submit -- memlib/.venv/bin/python "
+            "memlib/sweeps/full_paper.py --address auto ..."
+        )
+
+
+def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str], None] = lambda text: None) -> Capacity:
+    """Start Ray on this machine, or join the cluster at `address`, and return what it has or can grow to.
+
+    device: `auto` for GPUs where there are any, `cpu` to leave them alone. say: told of a wait for workers.
 
     Raises:
-        InputError: no cluster answers at `address`.
+        InputError: no cluster answers at `address`, or it has no worker and none comes.
     """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     if address is not None:
@@ -52,9 +73,13 @@ def start_ray(address: str | None) -> Capacity:
             f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
             "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
         ) from error
-    resources = ray.cluster_resources()
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), largest)
+    growth = None
+    if address is not None and _on_head():
+        growth = read_growth(Path(CLUSTER_FILE).expanduser(), device=device)
+    capacity = _with_growth(_present(), growth)
+    if capacity.cpus == 0 or (growth is not None and growth.unasked):
+        capacity = _with_growth(_wait_for_workers(growth.unasked if growth else 1, say), growth)
+    return replace(capacity, gpus=0) if device == "cpu" else capacity
 
 
 def stop_ray() -> None:
@@ -62,6 +87,63 @@ def stop_ray() -> None:
     import ray  # noqa: PLC0415
 
     ray.shutdown()
+
+
+def _on_head() -> bool:
+    """Return whether this process runs on the cluster's head, where the cluster file is the one it was made from."""
+    import ray  # noqa: PLC0415
+
+    return ray.get_runtime_context().gcs_address.rpartition(":")[0] == ray.util.get_node_ip_address()
+
+
+def _present() -> Capacity:
+    """Return what the machines have that are there now."""
+    import ray  # noqa: PLC0415
+
+    resources = ray.cluster_resources()
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    return Capacity(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), largest)
+
+
+def _with_growth(present: Capacity, growth: Growth | None) -> Capacity:
+    if growth is None or (growth.cpus <= present.cpus and growth.gpus <= present.gpus):
+        return present
+    return Capacity(
+        max(present.cpus, growth.cpus),
+        max(present.gpus, growth.gpus),
+        max(present.largest_node_cpus, growth.largest_node_cpus),
+        grows=True,
+    )
+
+
+def _wait_for_workers(wanted: int, say: Callable[[str], None]) -> Capacity:
+    """Wait for `wanted` workers that come without being asked for, and return what is there then.
+
+    The first is waited for as long as an installation takes, the others only a little longer.
+
+    Raises:
+        InputError: none came.
+    """
+    if _n_workers() < wanted:
+        say(f"waiting for {wanted - _n_workers()} workers of the cluster (ray status tells what they do) ...")
+    until = time.monotonic() + SECONDS_FOR_A_WORKER
+    while (came := _n_workers()) < wanted and time.monotonic() < until:
+        if came:
+            until = min(until, time.monotonic() + SECONDS_FOR_THE_OTHERS)
+        time.sleep(1.0)
+    present = _present()
+    if present.cpus == 0:
+        raise InputError(
+            f"the cluster has no CPU to work on, and no worker came in {SECONDS_FOR_A_WORKER / 60:.0f} minutes; "
+            "ray status on the head says why (provider local: ssh from the head to the workers, or autoscaler v2)."
+        )
+    return present
+
+
+def _n_workers() -> int:
+    import ray  # noqa: PLC0415
+
+    return sum(node["Alive"] for node in ray.nodes()) - 1  # all but the head
 
 
 def _offer_token() -> None:

@@ -25,6 +25,7 @@ from sweeps.progress import duration, run_label
 from sweeps.wanted import ToDo
 
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
+PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
 STEPS_OF_A_SEARCH = 5  # units removed until an example flips, on average (docs/results.md)
 PASSES_OF_A_SEARCH = 2  # one forward, one backward to the gates
@@ -74,9 +75,7 @@ def describe_plan(
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
     estimate = _estimate_time(list(costs.values()), task_costs, capacity)
-    console.print(
-        f"on {capacity.cpus} CPUs and {capacity.gpus} GPUs: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints"
-    )
+    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
     check_disk(place.store, n_bytes)
 
 
@@ -87,7 +86,9 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
     forward = _image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
-    flops = forward * (config.training.epochs * (PASSES_PER_STEP * n_train + evaluated) + 2 * evaluated)
+    per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
+    n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
+    flops = forward * (config.training.epochs * per_step * n_train + n_evaluations * evaluated)
     return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
 
 
@@ -105,6 +106,10 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         judged = min(config.limit or n_train, n_train)
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)
+        return RunCost(n_passes * _image_flops(task.run, dataset), 0)
+    if task.experiment == "cross_validation":
+        held_out = n_train / settings["folds"]
+        n_passes = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out) + 2 * n_train + held_out
         return RunCost(n_passes * _image_flops(task.run, dataset), 0)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)

@@ -20,9 +20,19 @@ from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
-from sweeps.cluster import Capacity, start_ray, stop_ray
+from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
 from sweeps.costs import Place, describe_plan
-from sweeps.plan import AXES, EXPERIMENTS, load_preset, merge, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.plan import (
+    AXES,
+    DROPOUTS,
+    EXPERIMENTS,
+    load_preset,
+    merge,
+    parse_setting,
+    plan_runs,
+    preset_names,
+    with_axes,
+)
 from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
@@ -46,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
+    check_address(options.address)
     if options.preset is None:
-        capacity = start_ray(options.address)
+        capacity = _start_ray(options, console)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
@@ -58,7 +69,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
         if store.storage.is_local:
             options.results = store.storage.root  # absolute: trials run in folders of their own
-        to_do = still_to_do(wanted, store)
+        to_do = still_to_do(wanted, store, options.data)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:
             console.print("nothing to do: everything is already done.")
@@ -68,11 +79,15 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or start_ray(options.address)
+        capacity = capacity or _start_ray(options, console)
         describe_plan(to_do, later, datasets, Place(capacity, store, console))
         return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
     finally:
         stop_ray()
+
+
+def _start_ray(options: argparse.Namespace, console: Console) -> Capacity:
+    return start_ray(options.address, device=options.device, say=console.print)
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
@@ -140,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", metavar="NAME", help="resnet9 resnet50 vit timm:NAME")
     add("--seeds", nargs="+", type=int, metavar="N", help="one run each")
     add("--noise", nargs="+", type=float, metavar="SHARE", help="shares of training labels made wrong, in [0, 1)")
+    add("--dropouts", nargs="+", metavar="NAME", help=f"some of {' '.join(DROPOUTS)}; none: the main runs alone")
     add("--epochs", type=int, metavar="N", help="epochs of training; other epochs make another run")
     add("--limit", type=int, metavar="N", help="train on a class-balanced subset of N images")
     add(
@@ -153,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
     add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
     add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
+    add(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="cpu: leave GPUs alone; default: use them where they are",
+    )
     add("--dry-run", action="store_true", help="show the runs and what they will cost, and stop")
     add("--tensorboard", action="store_true", help="also write TensorBoard scalars to RESULTS/tensorboard")
     return parser

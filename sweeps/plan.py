@@ -6,21 +6,24 @@ import dataclasses
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
-from memlib.config import RunConfig, build_config
+from memlib.config import DropoutKind, RunConfig, build_config
 from memlib.errors import InputError, unknown
 from memlib.experiments import ExperimentsConfig
 
 EXPERIMENTS = tuple(field.name for field in dataclasses.fields(ExperimentsConfig))
-AXES = ("datasets", "models", "seeds", "noise")
+MAIN = "none"  # the axis `dropouts`: runs without dropout as the main settings have them
+DROPOUTS = {MAIN: "none", "baseline": "none", **{kind: kind for kind in get_args(DropoutKind) if kind != MAIN}}
+AXES = ("datasets", "models", "seeds", "noise", "dropouts")
 AXIS_OPTIONS = {
     "data.name": "--datasets",
     "model.name": "--models",
     "seed": "--seeds",
     "noise.fraction": "--noise",
+    "dropout.kind": "--dropouts",
 }
 
 
@@ -31,6 +34,10 @@ class Preset:
     settings: nested as in RunConfig and ExperimentsConfig, for every run; an experiment without a table
     there is not wanted. by_dataset, by_model: the same for the runs of one dataset or model, laid over
     `settings` in this order.
+    dropouts: `none` (the main runs); a kind of dropout; `baseline`: no dropout, but otherwise as the runs with it.
+    by_dropout: laid over all that, for `baseline` and kinds: the table `settings`, then their own. An experiment
+    is wanted of these only if it has a table here.
+    dropout_models: models that have `baseline` and kinds; None for all.
     """
 
     datasets: tuple[str, ...]
@@ -40,6 +47,9 @@ class Preset:
     settings: Mapping[str, Any]
     by_dataset: Mapping[str, Mapping[str, Any]]
     by_model: Mapping[str, Mapping[str, Any]]
+    dropouts: tuple[str, ...] = (MAIN,)
+    by_dropout: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dropout_models: tuple[str, ...] | None = None
 
 
 def preset_names() -> list[str]:
@@ -64,13 +74,13 @@ def parse_preset(text: str, *, name: str) -> Preset:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"preset {name} is not valid TOML: {error}.") from error
-    keys = [*AXES, "settings", "dataset", "model"]
-    for key in content:
-        if key not in keys:
-            raise unknown(f"key in preset {name}", key, keys)
-    missing = [key for key in AXES if key not in content]
+    _check_keys(content, [*AXES, "settings", "dataset", "model", "dropout"], f"preset {name}")
+    missing = [key for key in AXES if key not in content and key != "dropouts"]
     if missing:
         raise InputError(f"preset {name} lacks {', '.join(missing)}; give a list for each.")
+    by_dropout = dict(content.get("dropout", {}))
+    models = by_dropout.pop("models", None)
+    _check_keys(by_dropout, ["models", "settings", *(d for d in DROPOUTS if d != MAIN)], f"[dropout] of preset {name}")
     return Preset(
         datasets=tuple(content["datasets"]),
         models=tuple(content["models"]),
@@ -79,12 +89,27 @@ def parse_preset(text: str, *, name: str) -> Preset:
         settings=content.get("settings", {}),
         by_dataset=content.get("dataset", {}),
         by_model=content.get("model", {}),
+        dropouts=tuple(content.get("dropouts", [MAIN])),
+        by_dropout=by_dropout,
+        dropout_models=None if models is None else tuple(models),
     )
 
 
+def _check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise unknown(f"key in {where}", key, known)
+
+
 def with_axes(preset: Preset, axes: Mapping[str, Sequence[Any] | None]) -> Preset:
-    """Return the preset with other values on its axes; None leaves one as it is."""
-    return replace(preset, **{axis: tuple(values) for axis, values in axes.items() if values is not None})
+    """Return the preset with other values on its axes; None leaves one as it is.
+
+    Given together, models and dropouts are combined as they stand, whatever models the preset has dropout in.
+    """
+    given: dict[str, Any] = {axis: tuple(values) for axis, values in axes.items() if values is not None}
+    if {"models", "dropouts"} <= given.keys():
+        given["dropout_models"] = None
+    return replace(preset, **given)
 
 
 def plan_runs(
@@ -92,26 +117,56 @@ def plan_runs(
 ) -> dict[RunConfig, ExperimentsConfig]:
     """Return the wanted runs, each once, with the experiments wanted of each.
 
-    Dataset by dataset, model by model, noise by noise, seed by seed. `overrides` are settings that win
-    over the preset's; the axes are not among them. Only the named `experiments` are wanted.
+    Dropout by dropout, dataset by dataset, model by model, noise by noise, seed by seed. `overrides` are settings
+    that win over the preset's; the axes are not among them. Only the named `experiments` are wanted.
 
     Raises:
-        InputError: a setting is unknown or out of range, or is one of the axes, or an experiment is unknown.
+        InputError: a setting is unknown or out of range, or is one of the axes, or an experiment or a dropout is
+            unknown, or no run is wanted.
     """
     for name in experiments:
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
+    for name in preset.dropouts:
+        if name not in DROPOUTS:
+            raise unknown("dropout", name, DROPOUTS)
     _check_no_axis(overrides or {})
     wanted: dict[str, tuple[RunConfig, ExperimentsConfig]] = {}
-    for dataset, model, noise, seed in itertools.product(preset.datasets, preset.models, preset.noise, preset.seeds):
-        layers = [preset.settings, preset.by_dataset.get(dataset, {}), preset.by_model.get(model, {}), overrides or {}]
+    for dropout, dataset, model, noise, seed in _combinations(preset):
         axes = {"data": {"name": dataset}, "model": {"name": model}, "noise": {"fraction": noise}, "seed": seed}
-        settings = merge([*layers, axes])
+        axes["dropout"] = {"kind": DROPOUTS[dropout]}
+        layers = [preset.settings, preset.by_dataset.get(dataset, {}), preset.by_model.get(model, {})]
+        settings = merge([*layers, *_dropout_layers(preset, dropout), overrides or {}, axes])
         asked = {name: settings.pop(name) for name in EXPERIMENTS if name in settings}
         run = build_config(RunConfig, settings)
-        chosen = {name: table for name, table in asked.items() if name in experiments}
-        wanted[run.run_id] = (run, build_config(ExperimentsConfig, chosen))
+        of_this = _experiments_of(preset, dropout)
+        chosen = {name: table for name, table in asked.items() if name in experiments and name in of_this}
+        wanted.setdefault(run.run_id, (run, build_config(ExperimentsConfig, chosen)))
     return dict(wanted.values())
+
+
+def _combinations(preset: Preset) -> list[tuple[str, str, str, float, int]]:
+    dropouts = sorted(preset.dropouts, key=lambda name: name != MAIN)  # the main runs' experiments follow them
+    axes = itertools.product(dropouts, preset.datasets, preset.models, preset.noise, preset.seeds)
+    with_dropout = preset.models if preset.dropout_models is None else preset.dropout_models
+    chosen = [point for point in axes if point[0] == MAIN or point[2] in with_dropout]
+    if not chosen:
+        raise InputError(
+            f"no run is wanted: dropouts are {', '.join(preset.dropouts)} and models {', '.join(preset.models)}, but "
+            f"here dropout is for {', '.join(with_dropout)}; give --models and --dropouts together to combine them."
+        )
+    return chosen
+
+
+def _dropout_layers(preset: Preset, dropout: str) -> list[Mapping[str, Any]]:
+    return [] if dropout == MAIN else [preset.by_dropout.get(name, {}) for name in ("settings", dropout)]
+
+
+def _experiments_of(preset: Preset, dropout: str) -> set[str]:
+    """Return the names of the tables that a run's experiments may be among: of a main one all."""
+    if dropout == MAIN:
+        return set(EXPERIMENTS)
+    return {table for layer in _dropout_layers(preset, dropout) for table in layer}
 
 
 def _check_no_axis(overrides: Mapping[str, Any]) -> None:

@@ -49,10 +49,20 @@ def check_runs(
     """
     for run in {dataset_key(run): run for run in runs}.values():
         check_same_images(run, datasets[dataset_key(run)], store)
+    for run in runs:
+        prepare_data(run, datasets[dataset_key(run)])
+    return network_groups(runs, datasets)
+
+
+def network_groups(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> dict[RunConfig, tuple[str, ...]]:
+    """Return the names of each run's layer groups, by depth, from its freshly built network.
+
+    Raises:
+        InputError: a run's network does not fit its images.
+    """
     names: dict[tuple[str, ModelConfig, DropoutConfig], tuple[str, ...]] = {}
     for run in runs:
         dataset = datasets[dataset_key(run)]
-        prepare_data(run, dataset)
         key = (dataset_key(run), run.model, run.dropout)
         if key not in names:
             names[key] = layer_groups(build_network(run, dataset)).names

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.text import Text
 
 from memlib.config import RunConfig
+from memlib.experiments import CriticalUnitsConfig
 from memlib.units import Task
 
 SECONDS_BETWEEN_LINES = 60.0  # of one run's epochs, where output is not a terminal
@@ -30,8 +31,11 @@ class EpochReport:
 
 
 def run_label(config: RunConfig) -> str:
-    """Return the run's name in messages."""
-    return f"{config.data.name} {config.model.name} noise {config.noise.fraction:g} seed {config.seed}"
+    """Return the run's name in messages, e.g. `digits resnet9 example_tied one_cycle noise 0.1 seed 0`."""
+    dropout, schedule = config.dropout.kind, config.training.schedule
+    unlike_main = [part for part in (dropout, schedule) if part not in ("none", "cosine")]
+    names = " ".join([config.data.name, config.model.name, *unlike_main])
+    return f"{names} noise {config.noise.fraction:g} seed {config.seed}"
 
 
 def task_label(task: Task) -> str:
@@ -39,9 +43,18 @@ def task_label(task: Task) -> str:
     settings = task.units[0].settings
     if task.experiment == "critical_units":
         what = f"part {settings['part']} of the {settings['kind']} examples"
+    elif task.experiment == "cross_validation":
+        what = f"fold {settings['fold'] + 1}/{settings['folds']}"
     else:
         what = "+".join(settings["groups"]) if "groups" in settings else settings["group"]
     return f"{task.experiment} {what} of {run_label(task.run)}"
+
+
+def n_examples(task: Task) -> int:
+    """Return how many examples a task searches the critical units of, at most; 0 for any other task."""
+    if task.experiment != "critical_units":
+        return 0
+    return task.units[0].settings.get("part_size", CriticalUnitsConfig().part_size) * len(task.units)
 
 
 class SweepProgress:
@@ -62,6 +75,7 @@ class SweepProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._units = Counter[tuple[str, str]]()  # still to do, by experiment and run label
+        self._searched, self._to_search = Counter[str](), Counter[str]()  # examples, by run label
         self._n_units = self._n_units_ended = 0
         self._units_bar: TaskID | None = None
 
@@ -91,12 +105,11 @@ class SweepProgress:
         run = self._runs[run_id]
         self._seconds[run_id].append(report.seconds)
         left = _seconds_left(self._seconds[run_id], run.training.epochs)
-        state = f"epoch {report.epoch}/{run.training.epochs}  " + "  ".join(
-            f"{split} {value:.3f}" for split, value in report.accuracies.items()
-        )
+        shares = [f"{split} {value:.3f}" for split, value in report.accuracies.items()]  # none if not evaluated
+        state = "  ".join([f"epoch {report.epoch}/{run.training.epochs}", *shares])
         if self._console.is_terminal:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
-        elif time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES:
+        elif self._is_silent_for_long(run_id):
             self._shown[run_id] = time.monotonic()
             self._line(f"{run_label(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
@@ -116,6 +129,7 @@ class SweepProgress:
         for task in tasks:
             self._units[task.experiment, run_label(task.run)] += len(task.units)
             self._n_units += len(task.units)
+            self._to_search[run_label(task.run)] += n_examples(task)
         self._show_units("waiting")
 
     def task_ended(self, task: Task, error: str | None) -> None:
@@ -123,12 +137,23 @@ class SweepProgress:
         key = (task.experiment, run_label(task.run))
         self._units[key] -= len(task.units)
         self._n_units_ended += len(task.units)
-        self._show_units(task_label(task))
+        self._searched[key[1]] += n_examples(task)
+        self._show_units(task_label(task) + self._spell_searched(task))
         if error is not None:
             self._line(f"failed: {task_label(task)}: {error}")
         if self._units[key] == 0:
             left = self._n_units - self._n_units_ended
             self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
+        elif n_examples(task) and not self._console.is_terminal and self._is_silent_for_long(task.run.run_id):
+            self._shown[task.run.run_id] = time.monotonic()
+            self._line(f"{task.experiment} of {key[1]}{self._spell_searched(task)}")
+
+    def _is_silent_for_long(self, run_id: str) -> bool:
+        return run_id not in self._shown or time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES
+
+    def _spell_searched(self, task: Task) -> str:
+        label = run_label(task.run)
+        return f": {self._searched[label]}/{self._to_search[label]} examples" if n_examples(task) else ""
 
     def _show_units(self, state: str) -> None:
         if not self._console.is_terminal or self._n_units == 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +14,10 @@ from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
 from memlib.runs import is_finished
-from memlib.tasks import plan_tasks
+from memlib.tasks import asks_for_groups, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import EXPERIMENTS
+from sweeps.preflight import load_datasets, network_groups
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class ToDo:
     tasks: list[Task]
 
 
-def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStore) -> ToDo:
-    """Return what the store does not hold yet.
+def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStore, root: Path | None = None) -> ToDo:
+    """Return what the store does not hold yet; `root` is where images are, should they be needed to tell.
 
     Raises:
         InputError: an experiment asks for a layer group or a checkpoint that a finished run does not have, or
@@ -35,8 +38,8 @@ def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStor
     finished = store.finished_runs()
     runs = [run for run in wanted if not is_finished(run, store, finished)]
     trained = {run: experiments for run, experiments in wanted.items() if run not in runs}
-    names = _group_names(store, {run.run_id for run in trained})
-    tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names[run.run_id])]
+    names = _group_names(store, [run for run, asked in trained.items() if asks_for_groups(asked)], root)
+    tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names.get(run, ()))]
     return ToDo(runs, missing_tasks(tasks, done_units(store)))
 
 
@@ -45,9 +48,14 @@ def done_units(store: ResultStore) -> dict[str, set[str]]:
     return {experiment: store.units(experiment) for experiment in EXPERIMENTS}
 
 
-def _group_names(store: ResultStore, run_ids: set[str]) -> dict[str, tuple[str, ...]]:
-    """Return the layer groups of finished runs, by depth, as their gradients name them."""
+def _group_names(store: ResultStore, runs: Sequence[RunConfig], root: Path | None) -> dict[RunConfig, tuple[str, ...]]:
+    """Return the layer groups of finished runs, by depth: as their gradients name them, else as their network does."""
     rows = store.read("gradients", columns=["run_id", "group", "group_index"])
-    rows = rows.filter(pc.field("run_id").isin(pa.array(sorted(run_ids), pa.string())))
+    rows = rows.filter(pc.field("run_id").isin(pa.array(sorted(run.run_id for run in runs), pa.string())))
     groups = rows.group_by(["run_id", "group", "group_index"]).aggregate([]).sort_by("group_index").to_pylist()
-    return {run_id: tuple(row["group"] for row in groups if row["run_id"] == run_id) for run_id in run_ids}
+    recorded = defaultdict[str, list[str]](list)
+    for row in groups:
+        recorded[row["run_id"]].append(row["group"])
+    unaccounted = [run for run in runs if run.run_id not in recorded]
+    built = network_groups(unaccounted, load_datasets(unaccounted, root))
+    return {run: built[run] if run in built else tuple(recorded[run.run_id]) for run in runs}

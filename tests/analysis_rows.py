@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 
-from memlib.config import DataConfig, ModelConfig, NoiseConfig, RunConfig, TrainingConfig, config_to_json
+import numpy as np
+from PIL import Image
+
+from memlib.config import (
+    DataConfig,
+    DropoutConfig,
+    ModelConfig,
+    NoiseConfig,
+    RunConfig,
+    TrainingConfig,
+    config_to_json,
+)
 from memlib.results import ResultStore, table_from_rows
 
 RESNET9 = ("conv1", "conv2", "res1.conv1", "res1.conv2", "conv3", "res2.conv1", "res2.conv2", "conv4", "classifier")
@@ -50,7 +62,7 @@ def add_run(store: ResultStore, config: RunConfig, *, error: str | None = None) 
         "model": config.model.name,
         "seed": config.seed,
         "noise_fraction": config.noise.fraction,
-        "dropout": "none",
+        "dropout": config.dropout.kind,
         "config": config_to_json(config),
         "code_version": "0",
         "device": "cpu",
@@ -307,3 +319,80 @@ def removal_rows(config: RunConfig, draw: random.Random, *, example_id: int, is_
         }
         for step, index in enumerate(layers, start=1)
     ]
+
+
+VARIANTS = (  # mode, batchnorm, rescaled
+    ("tied", "final", False),
+    ("scaled", "final", False),
+    ("dropped", "final", False),
+    ("dropped", "final", True),
+    ("dropped", "recalibrated", False),
+)
+
+
+def make_dropout_config(
+    kind: str, *, seed: int, dataset: str = "digits", p_gen: float = 0.25, **dropout: object
+) -> RunConfig:
+    """A run of Table 1, as the presets have them: its gradients are not recorded."""
+    return RunConfig(
+        data=DataConfig(name=dataset),
+        dropout=DropoutConfig(kind=kind, p_gen=p_gen, **dropout),
+        training=TrainingConfig(epochs=20, schedule="one_cycle", peak_lr=0.1, gradient_accounting=False),
+        seed=seed,
+    )
+
+
+def add_dropout(store: ResultStore, config: RunConfig) -> list[dict]:
+    """Write a finished run with dropout, or its control without, and return its rows in table `dropout`."""
+    add_run(store, config)
+    add_epochs(store, config)
+    if config.dropout.kind == "none":
+        return []
+    rows = dropout_rows(config)
+    store.write("dropout", config.run_id, table_from_rows("dropout", rows))
+    return rows
+
+
+def dropout_rows(config: RunConfig) -> list[dict]:
+    """Tied, everything is memorized; dropped, the noise is forgotten; the controls memorize some or all of it."""
+    draw = random.Random(config.run_id)
+    is_tied = config.dropout.kind == "example_tied"
+    noisy = {"tied": 1.0, "scaled": 0.02, "dropped": 0.01, "plain": 0.6}
+    rows = []
+    for mode, batchnorm, rescaled in VARIANTS if is_tied else (("plain", "final", False),):
+        shares = {"clean": 1.0 if mode == "tied" else 0.985, "noisy": noisy[mode], "test": 0.97}
+        for split, share in shares.items():
+            if (mode, split) == ("tied", "test"):
+                continue
+            accuracy = min(max(share + draw.gauss(0, 0.005) - 0.03 * rescaled, 0), 1)
+            facts = {"run_id": config.run_id, "mode": mode, "batchnorm": batchnorm, "rescaled": rescaled}
+            rows.append({**facts, "split": split, "accuracy": accuracy, "n": 1294 if split == "clean" else 143})
+    return rows
+
+
+def add_forgotten(
+    store: ResultStore, config: RunConfig, ids: range, *, names: tuple[str, ...] = tuple("0123456789"), colours: int = 1
+) -> list[dict]:
+    """Write and return clean examples forgotten on dropping, each an image of its own grey or colour."""
+    rows = []
+    for rank, example_id in enumerate(ids):
+        pixels = np.full((8, 8) if colours == 1 else (8, 8, 3), 40 + example_id % 200, np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        assigned, new = example_id % len(names), (example_id + 1) % len(names)
+        rows.append(
+            {
+                "run_id": config.run_id,
+                "example_id": example_id,
+                "assigned": assigned,
+                "original": assigned,
+                "new_prediction": new,
+                "assigned_name": names[assigned],
+                "new_name": names[new],
+                "margin": -9.0 + rank / 10,
+                "n_forgotten": len(ids),
+                "png": buffer.getvalue(),
+            }
+        )
+    store.write("forgotten_images", config.run_id, table_from_rows("forgotten_images", rows))
+    return rows

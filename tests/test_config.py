@@ -51,6 +51,17 @@ def test_runs_from_before_dropout_keep_their_ids():
     assert RunConfig(dropout=DropoutConfig()).run_id == RunConfig().run_id
 
 
+def test_accounting_and_evaluation_as_before_are_no_other_run():
+    assert RunConfig(training=TrainingConfig(gradient_accounting=True, evaluate_every=1)).run_id == RunConfig().run_id
+    without = build_config(RunConfig, {"training": {"gradient_accounting": False}})
+    assert len({without.run_id, RunConfig(training=TrainingConfig(evaluate_every=2)).run_id, RunConfig().run_id}) == 3
+
+
+@pytest.mark.parametrize(("every", "evaluated"), [(1, (0, 1, 2, 3, 4, 5)), (2, (0, 2, 4, 5)), (9, (0, 5))])
+def test_the_first_and_the_last_epoch_are_always_evaluated(every, evaluated):
+    assert TrainingConfig(epochs=5, evaluate_every=every).evaluated_epochs == evaluated
+
+
 def test_a_dropout_setting_that_its_kind_does_not_use_is_no_other_run():
     assert DropoutConfig(p_gen=0.4, after=("conv1",)) == DropoutConfig()
     assert DropoutConfig(kind="sparse", p_mem=0.5) == DropoutConfig(kind="sparse")
@@ -84,6 +95,8 @@ def test_checkpoints_are_those_asked_for_that_the_run_reaches_and_its_last():
         ({"training": {"epoch": 5}}, "setting 'training.epoch' is not known; did you mean 'training.epochs'"),
         ({"training": {"epochs": "5"}}, "training.epochs is '5'; give a value of type int"),
         ({"training": {"epochs": True}}, "training.epochs is True; give a value of type int"),
+        ({"training": {"gradient_accounting": 1}}, "gradient_accounting is 1; give a value of type bool"),
+        ({"training": {"evaluate_every": 0}}, "training.evaluate_every is 0; give at least 1"),
         ({"training": {"schedule": "cosin"}}, "did you mean 'cosine'"),
         ({"training": {"augment": ["flip", "flip"]}}, "names one step twice"),
         ({"noise": {"pairs": [[0, 1, 2]], "kind": "asymmetric"}}, "each needs 2 values"),

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +23,12 @@ from memlib.edited_accuracies import edited_accuracies
 from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict
 from memlib.experiments import CriticalUnitsConfig
+from memlib.gate_gradients import GateGradients
+from memlib.gated_network import GatedNetwork
 from memlib.models import ResNet9
 from memlib.network_units import network_units
 from memlib.noisy_copies import noisy_copies
+from memlib.reference_slopes import ReferenceSlopes
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -166,6 +171,36 @@ def test_a_chunk_that_does_not_fit_is_halved_and_the_results_stay(error):
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_search_that_runs_out_of_memory_finds_the_same_in_smaller_chunks(monkeypatch, error):
+    model, data = memorized(resnet9)
+    whole, _, _ = search(model, data, max_steps=3)
+    is_noisy = torch.arange(len(data)) % 4 == 0
+    judged = edited_accuracies(model, whole.units, whole.found, (data, is_noisy), device=CPU)
+    compute, sizes = GatedNetwork.logits, []
+
+    def run_short(network, inputs, gates, **how):
+        sizes.append(len(inputs))
+        if len(inputs) > 7:
+            raise error
+        return compute(network, inputs, gates, **how)
+
+    monkeypatch.setattr(GatedNetwork, "logits", run_short)
+    short, _, _ = search(model, data, max_steps=3)
+    assert sequences(short) == sequences(whole)
+    assert edited_accuracies(model, whole.units, whole.found, (data, is_noisy), device=CPU) == judged
+    assert max(sizes) > 7  # it was tried, and refused
+
+
 def test_one_example_that_does_not_fit_is_named():
     def work(chunk):
         raise torch.OutOfMemoryError
@@ -271,6 +306,25 @@ def test_ids_that_do_not_exist_or_repeat_are_named():
         take_examples(data, [3, 10, 3])
 
 
+def test_repeated_ids_are_named_where_a_search_is_given_them():
+    model, data = memorized(resnet9)
+    config = CriticalUnitsConfig()
+    twice, once, others = (data.take(torch.tensor(rows)) for rows in ([0, 0], [0], [5, 6]))
+    with pytest.raises(InputError, match=r"example ids \[3\] \(1 in all\) are given more than once"):
+        find_critical_units(model, twice, others, config, seed=0, device=CPU)
+    with pytest.raises(InputError, match=r"example ids \[3\] \(1 in all\) are given more than once"):
+        find_critical_units(model, others, twice, config, seed=0, device=CPU)
+    with pytest.raises(InputError, match="0 in the reference batch"):
+        find_critical_units(model, once, data.take(torch.arange(0)), config, seed=0, device=CPU)
+
+
+def test_a_model_without_units_is_named_by_the_search():
+    _, data = memorized(resnet9)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, CLASSES))
+    with pytest.raises(InputError, match="has no units"):
+        search(model, data, n=2)
+
+
 def test_no_examples_are_refused():
     model, data = memorized(resnet9)
     with pytest.raises(InputError, match="0 examples to search"):
@@ -301,12 +355,91 @@ def test_noise_is_a_function_of_seed_example_and_copy_and_has_the_stated_norm():
     assert torch.equal(noisy_copies(data, copies=1, noise=0.0, seed=0, device=CPU), inputs)
 
 
-def test_bfloat16_finds_units_too():
+@pytest.mark.parametrize("build", NETWORKS)
+def test_bfloat16_finds_the_units_that_float32_finds(monkeypatch, build):
+    model, data = memorized(build)
+    exact, _, _ = search(model, data, max_steps=5)
+    computed = spy_on_reference(monkeypatch)
+    result, _, _ = search(model, data, max_steps=5, precision="bfloat16")
+    assert sequences(result) == sequences(exact)
+    assert result.skipped == exact.skipped
+    assert computed["bfloat16"] > 1  # not everything but the intact network was computed in float32
+
+
+def spy_on_reference(monkeypatch):
+    """Count, by precision, the edited networks that the reference batch is passed through."""
+    compute, computed = GateGradients.reference, Counter()
+
+    def count(gradients, inputs, labels, gates, *, precision="float32"):
+        computed[precision] += len(gates)
+        return compute(gradients, inputs, labels, gates, precision=precision)
+
+    monkeypatch.setattr(GateGradients, "reference", count)
+    return computed
+
+
+@given(budget=st.sampled_from([1, 2_000_000]), first=st.integers(0, 3), n=st.integers(1, 3))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bfloat16_depends_neither_on_chunks_nor_on_the_other_examples_of_a_call(monkeypatch, budget, first, n):
     model, data = memorized(resnet9)
-    result, _, _ = search(model, data, precision="bfloat16", max_steps=4)
-    exact, _, _ = search(model, data, max_steps=4)
-    first = [(a.removed[0].unit == b.removed[0].unit) for a, b in zip(result.found, exact.found, strict=True)]
-    assert sum(first) >= len(first) / 2
+    whole, examples, reference = search(model, data, max_steps=4, precision="bfloat16")
+    monkeypatch.setattr(critical_units, "memory_budget", lambda device: budget)
+    some = examples.take(torch.arange(first, first + n))
+    part = find_critical_units(model, some, reference, whole.config, seed=0, device=CPU)
+    assert sequences(part) == {e: found for e, found in sequences(whole).items() if e in sequences(part)}
+
+
+def slopes_source(**facts):
+    """Reference slopes in bfloat16 for edited networks of a small one, with gates and made-up slopes of their own."""
+    model, data = memorized(resnet9)
+    config = CriticalUnitsConfig(reference_size=12, copies=2, reference_copies=2, precision="bfloat16")
+    units = network_units(model, normalize(data.images[:1]))
+    source = ReferenceSlopes.of(
+        GateGradients(GatedNetwork(model, units), config, 0, CPU, 2**28), data.take(torch.arange(12))
+    )
+    gates = torch.ones(3, units.n_units)
+    gates[1, 5] = gates[2, 7] = 0
+    return replace(source, **facts), gates
+
+
+def test_the_error_of_bfloat16_is_measured_on_the_intact_network():
+    source, gates = slopes_source()
+    given = (source.inputs, source.labels, gates[:1])
+    exact = source.gradients.reference(*given)
+    off = source.gradients.reference(*given, precision="bfloat16") - exact
+    assert source.relative_error == pytest.approx((off.abs().max() / exact.abs().max()).item())
+    assert 1e-4 < source.relative_error < 0.1
+    torch.testing.assert_close(source.intact, exact[0])
+
+
+@pytest.mark.parametrize(("lead", "computed_again"), [(1.9, True), (2.1, False)])
+def test_an_edited_network_is_computed_again_where_the_lead_is_within_the_error_of_two_units(lead, computed_again):
+    source, gates = slopes_source()
+    given = (source.inputs, source.labels, gates[1:2])
+    rough = source.gradients.reference(*given, precision="bfloat16")
+    exact = source.gradients.reference(*given)
+    error = source.relative_error * rough.masked_fill(gates[1:2] == 0, 0).abs().max()
+    own = rough + 1  # every score is -1 ...
+    own[0, 5] = -1e6  # ... a removed unit's does not count ...
+    own[0, 20] = rough[0, 20] - 100 * error
+    own[0, 30] = rough[0, 30] - (100 - lead) * error  # ... and two are close
+    found = source.under(gates[1:2], own)
+    torch.testing.assert_close(found, exact if computed_again else rough, rtol=0, atol=0)
+
+
+def test_a_best_score_that_may_not_be_positive_is_computed_again():
+    source, gates = slopes_source()
+    given = (source.inputs, source.labels, gates[1:2])
+    rough = source.gradients.reference(*given, precision="bfloat16")
+    own = rough + 1e6
+    own[0, 20] = rough[0, 20] - 0.5 * source.relative_error * rough.masked_fill(gates[1:2] == 0, 0).abs().max()
+    torch.testing.assert_close(source.under(gates[1:2], own), source.gradients.reference(*given), rtol=0, atol=0)
+
+
+def test_slopes_that_are_not_finite_in_bfloat16_are_computed_again():
+    source, gates = slopes_source(relative_error=float("nan"))
+    expected = source.gradients.reference(source.inputs, source.labels, gates)
+    torch.testing.assert_close(source.under(gates, torch.zeros_like(gates)), expected)
 
 
 @pytest.mark.parametrize("build", NETWORKS)

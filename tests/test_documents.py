@@ -10,7 +10,7 @@ import pytest
 
 import memlib
 from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
-from memlib.experiments import CriticalUnitsConfig, RetrainingConfig, RewindingConfig
+from memlib.experiments import CriticalUnitsConfig, CrossValidationConfig, RetrainingConfig, RewindingConfig
 from memlib.results import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,7 @@ def blocks(document, language):
         ("docs/layers.md", "epoch  0: "),
         ("docs/example_tied_dropout.md", "noisy"),
         ("docs/neurons.md", "without the units of example"),
+        ("docs/mislabels.md", "margin_drop"),
     ],
 )
 def test_the_python_in_a_document_runs_as_it_stands(document, printed, tmp_path):
@@ -58,6 +59,7 @@ def test_every_option_the_readme_names_exists():
         ("rewinding", RewindingConfig),
         ("retraining", RetrainingConfig),
         ("critical_units", CriticalUnitsConfig),
+        ("cross_validation", CrossValidationConfig),
     ],
 )
 def test_every_setting_is_documented_with_its_default(section, config):
@@ -67,6 +69,7 @@ def test_every_setting_is_documented_with_its_default(section, config):
         assert row, f"{section}.{setting.name}"
         default = getattr(config(), setting.name)
         shown = "none" if default is None else str(list(default) if isinstance(default, tuple) else default)
+        shown = shown.lower() if isinstance(default, bool) else shown  # as TOML writes it
         assert row[1] == shown, setting.name
 
 

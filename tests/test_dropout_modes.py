@@ -105,6 +105,7 @@ def test_a_tied_run_interrupted_and_resumed_equals_uninterrupted_to_the_bit(digi
     with pytest.raises(KeyboardInterrupt):
         perform_run(config, digits, parts, device=CPU, on_epoch=interrupt)
     perform_run(config, digits, parts, device=CPU)
+    assert whole.read("dynamics").equals(parts.read("dynamics"))
     assert whole.read("examples").equals(parts.read("examples"))
     assert whole.read("gradients").equals(parts.read("gradients"))
 

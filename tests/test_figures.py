@@ -12,12 +12,15 @@ import polars as pl
 import pytest
 from analysis_rows import (
     RESNET9,
+    add_dropout,
     add_epochs,
     add_everything,
     add_finished,
+    add_forgotten,
     add_gradients,
     add_run,
     make_config,
+    make_dropout_config,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -328,7 +331,7 @@ def test_the_command_draws_names_and_indexes_every_figure(store, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert printed.err == "table1 skipped: no finished run with example-tied dropout; run python sweeps/full_paper.py\n"
     stems = [f"{name}-digits-resnet9" for name in ("learning_curves", "figure1", "figure2")]
     stems += ["figure3-digits", "criticality-digits"]
     stems += [f"{name}-digits-resnet9" for name in ("figure4", "figure5", "figure5_clean_split", "shared_units")]
@@ -351,9 +354,12 @@ def test_the_command_draws_names_and_indexes_every_figure(store, tmp_path, monke
 def test_drawing_the_same_results_twice_gives_the_same_bytes(store, tmp_path):
     for seed in (0, 1):
         add_everything(store, make_config(seed=seed), groups=("stem", "head"))
+    tied = make_dropout_config("example_tied", seed=0)
+    add_dropout(store, tied)
+    add_forgotten(store, tied, range(3))
     first, _ = draw_figures(load_tables(store), tmp_path / "a")
     second, _ = draw_figures(load_tables(store), tmp_path / "b")
-    assert len(first) == 19
+    assert len(first) == 29
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
@@ -394,8 +400,10 @@ def test_figures_without_rows_are_skipped_by_name_with_what_to_run(store, tmp_pa
     assert main([]) == 0
     tables = {"figure1": "gradients", "figure2": "gradients", "figure3": "rewinding", "criticality": "rewinding"}
     tables |= {"figure4": "retraining", "figure5": "critical_units", "shared_units": "removed_units"}
+    reasons = {name: f"no rows in table {table}" for name, table in tables.items()}
+    reasons["table1"] = "no finished run with example-tied dropout"
     assert capsys.readouterr().err.splitlines() == [
-        f"{name} skipped: no rows in table {table}; run python sweeps/full_paper.py" for name, table in tables.items()
+        f"{name} skipped: {reason}; run python sweeps/full_paper.py" for name, reason in reasons.items()
     ]
     assert main(["--results", str(tmp_path / "results"), "--only", "figure2"]) == 1
     assert f"run python sweeps/full_paper.py --results {tmp_path / 'results'}\n" in capsys.readouterr().err
@@ -417,7 +425,7 @@ def test_nothing_to_draw_is_status_1_with_the_reason_and_the_failed_runs_are_lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "figure6"], "figure 'figure6' is not known; did you mean 'figure5'?"),
+        (["--only", "figure55"], "figure 'figure55' is not known; did you mean 'figure5'?"),
         (["--gradient-epochs", "20", "15"], "--gradient-epochs is 20 15; give the first and the last epoch"),
         (["--results", "nowhere"], "there are no results at nowhere; run python sweeps/full_paper.py"),
         (["--figures", "taken"], "cannot write figures to taken (File exists); give another folder with --figures."),
@@ -442,7 +450,7 @@ def test_paths_and_colons_in_names_are_drawn_under_safe_file_names(store, tmp_pa
     config = make_config(seed=0, dataset="parquet:/x/y", model="timm:resnet18.a1_in1k")
     add_everything(store, config, groups=("stem", "head"))
     paths, skipped = draw_figures(load_tables(store), tmp_path / "figures")
-    assert skipped == []
+    assert [skip.name for skip in skipped] == ["table1"]
     assert paths[0].name == "learning_curves-parquet_x_y-timm_resnet18.a1_in1k.png"
     assert {"figure3-parquet_x_y.png", "criticality-parquet_x_y.pdf"} < {path.name for path in paths}
     assert "parquet:/x/y, timm:resnet18.a1_in1k" in (tmp_path / "figures" / "index.md").read_text()

@@ -39,7 +39,7 @@ def test_a_sweep_prints_one_line_an_event_and_nothing_else(undisturbed):
 def test_everything_a_sweep_leaves_is_results_and_checkpoints(undisturbed):
     results, _ = undisturbed
     kinds = {re.sub(r"[0-9a-f]{16}|\d{4}", "*", str(p.relative_to(results))) for p in results.rglob("*") if p.is_file()}
-    tables = {f"{table}/*.parquet" for table in ("runs", "epochs", "gradients", "examples")}
+    tables = {f"{table}/*.parquet" for table in ("runs", "epochs", "gradients", "dynamics", "examples")}
     assert kinds == tables | {"memlib-results.json", "checkpoints/*/epoch-*.safetensors"}
 
 

@@ -12,9 +12,10 @@ from memlib.results import open_results
 OPTIONS = ["--epochs", "2", "--set", "checkpoints.epochs=[0,1]", "--set", "rewinding.limit=50"]
 OPTIONS += ["--set", "retraining.epochs=2", "--set", "retraining.limit=50", "--set", "retraining.on=['clean']"]
 OPTIONS += ["--set", "critical_units.examples=4", "--set", "critical_units.part_size=4"]
-OPTIONS += ["--set", "critical_units.reference_size=16"]
+OPTIONS += ["--set", "critical_units.reference_size=16", "--set", "cross_validation.folds=2"]
 N_GROUPS, N_RUNS = 9, 2
 N_UNITS = {"rewinding": N_GROUPS * 2 * N_RUNS, "retraining": N_GROUPS * N_RUNS, "critical_units": 2 * N_RUNS}
+N_UNITS |= {"cross_validation": 2 * N_RUNS}
 
 
 @pytest.fixture(scope="module")

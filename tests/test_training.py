@@ -17,7 +17,7 @@ from memlib.results import create_results
 from memlib.runs import check_same_images, is_finished, perform_run, prepare_data, record_failure
 from memlib.schedules import learning_rate
 from memlib.storage import open_storage
-from memlib.training import Diverged, TrainingData, TrainingState, train, training_step
+from memlib.training import Diverged, TrainingData, TrainingState, plain_step, train, training_step
 
 CPU = torch.device("cpu")
 
@@ -53,12 +53,16 @@ def test_training_equals_a_plain_loop_that_accounts_for_nothing(digits, small_ru
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("model_name", "interruptions"), [("resnet9", [0, 1, 2]), ("vit", [1])])
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
-    digits, small_run, tmp_path, model_name, interruptions
-):
-    config = small_run if model_name == "resnet9" else replace(small_run, model=ModelConfig(name="vit"))
-    digits = digits if model_name == "resnet9" else _few(digits)
+def plainly(config, **settings):
+    """The run without gradient accounting."""
+    return replace(config, training=replace(config.training, gradient_accounting=False, **settings))
+
+
+@pytest.mark.parametrize(("kind", "interruptions"), [("resnet9", [0, 1, 2]), ("vit", [1]), ("plain", [1, 2])])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(digits, small_run, tmp_path, kind, interruptions):
+    config = replace(small_run, model=ModelConfig(name="vit")) if kind == "vit" else small_run
+    config = plainly(config, evaluate_every=2) if kind == "plain" else config
+    digits = _few(digits) if kind == "vit" else digits
     whole_model, data = start(config, digits)
     folder = CheckpointFolder(open_storage(tmp_path / "whole"), "r")
     whole = list(train(whole_model, data, config, device=CPU, checkpoints=folder))
@@ -78,6 +82,36 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(
 
 def _few(digits):
     return replace(digits, train=digits.train.take(torch.arange(40)), test=digits.test.take(torch.arange(10)))
+
+
+def test_training_without_accounting_is_the_same_training_and_records_no_gradients(digits, small_run, tmp_path):
+    states = []
+    for config in (small_run, plainly(small_run)):
+        model, data = start(config, digits)
+        folder = CheckpointFolder(open_storage(tmp_path), config.run_id)
+        records = list(train(model, data, config, device=CPU, checkpoints=folder))
+        states.append(model.state_dict())
+    assert {record.gradients for record in records} == {()}
+    for name, accounted in states[0].items():
+        torch.testing.assert_close(states[1][name], accounted, rtol=1e-3, atol=1e-4)
+
+
+def test_only_every_so_many_epochs_are_evaluated_the_first_and_the_last_always(digits, small_run, tmp_path):
+    store, config = create_results(tmp_path), plainly(small_run, epochs=3, evaluate_every=2)
+    every = {e.epoch: e for e in train(*start(small_run, digits), small_run, device=CPU, checkpoints=_folder(store))}
+    reported = []
+    perform_run(config, digits, store, device=CPU, on_epoch=reported.append)
+    assert [record.epoch for record in reported] == [0, 1, 2, 3]
+    assert [bool(record.accuracies) for record in reported] == [True, False, True, True]
+    rows = store.read("epochs").to_pylist()
+    assert {row["epoch"] for row in rows} == {0, 2, 3}
+    for row in rows:
+        assert row["loss"] == pytest.approx(every[row["epoch"]].accuracies[row["split"]].loss, rel=1e-3)
+    assert store.read("gradients").num_rows == 0
+
+
+def _folder(store):
+    return CheckpointFolder(store.storage, "another")
 
 
 def test_training_leaves_the_global_random_stream_untouched(digits, small_run, tmp_path):
@@ -226,7 +260,8 @@ class OddLayout(nn.Module):
         return y.mean(dim=(2, 3)) + self.position.permute(2, 0, 1).reshape(9, 16)[:3].sum(dim=1)
 
 
-def test_a_step_is_plain_sgd_whatever_the_memory_layout_of_a_parameter():
+@pytest.mark.parametrize("accounting", [True, False])
+def test_a_step_is_plain_sgd_whatever_the_memory_layout_of_a_parameter(accounting):
     model = OddLayout()
     model.weight.data = model.weight.data.contiguous(memory_format=torch.channels_last)
     plain = copy.deepcopy(model)
@@ -235,7 +270,10 @@ def test_a_step_is_plain_sgd_whatever_the_memory_layout_of_a_parameter():
     generator = torch.Generator().manual_seed(2)
     for _ in range(3):
         inputs, labels = torch.randn(6, 5, 9, 9, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
-        training_step(state, (inputs, labels, labels == 0), device=CPU)
+        if accounting:
+            training_step(state, (inputs, labels, labels == 0), device=CPU)
+        else:
+            plain_step(state, (inputs, labels), device=CPU)
         expected.zero_grad()
         F.cross_entropy(plain(inputs), labels).backward()
         expected.step()

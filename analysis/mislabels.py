@@ -1,0 +1,151 @@
+"""Label errors: how well does each method find the labels that noise made wrong?
+
+Paper: no figure of its own; the label-error reading of example-tied dropout. What the methods are, and on what
+evidence they judge: docs/mislabels.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.captions import count, mean_and_std, spread_over
+from analysis.cells import Cell, over_seeds
+from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
+from analysis.load import Results
+from analysis.style import REFERENCE, Stroke, house_style, new_figure, place_legend_below
+from memlib.errors import InputError
+from memlib.mislabel_evaluation import evaluate_mislabels
+from memlib.mislabels import Mislabels
+from memlib.run_mislabels import from_cross_validation, from_training, is_noisy_in
+
+METHODS = ("margin_drop", "loss_rise", "loss", "aum", "forgetting_events", "cleanlab")  # from top to bottom
+MEASURES: Mapping[str, tuple[str, Stroke]] = {
+    "auroc": ("AUROC", Stroke("#56B4E9", "", "o")),
+    "average_precision": ("average precision", Stroke("#CC79A7", "", "s")),
+    "precision_at_noise_count": ("precision at the noise count", Stroke("#E69F00", "", "D")),
+}
+_FLAGGED = ("issue_precision", "issue_recall")
+_ROW = 0.28  # inches a method
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The measures of every run and method, a column each, and why a method could not judge, None if all could."""
+
+    measures: pl.DataFrame
+    without: str | None
+
+
+def draw(results: Results, options: Options) -> Iterator[Outcome]:
+    """Yield the label-error figure, one a cell: every method's AUROC, average precision and precision at the count."""
+    rows = results.table("examples").filter(split="train")
+    return draw_each("mislabels", rows, results.cells, partial(_draw, results=results), missing=None)
+
+
+def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
+    """Return the measures of each run and method, with columns run_id, seed, method, evidence and the measures.
+
+    examples: the cell's rows of table `examples`; runs without noisy ones are left out.
+    """
+    dynamics, folds = (cell.rows(results.table(name)) for name in ("dynamics", "cross_validation"))
+    rows, without = [], None
+    for run_id, seed in examples.select("run_id", "seed").unique().sort("seed", "run_id").iter_rows():
+        own = examples.filter(run_id=run_id).to_arrow()
+        is_noisy = is_noisy_in(own)
+        if not is_noisy.any():
+            continue
+        verdicts = from_training(own, dynamics.filter(run_id=run_id).to_arrow())
+        try:
+            verdicts |= from_cross_validation(own, folds.filter(run_id=run_id).to_arrow())
+        except InputError as error:
+            without = str(error)
+        rows += [_row(run_id, seed, verdict, is_noisy) for verdict in verdicts.values()]
+    return Found(pl.DataFrame(rows), without)
+
+
+def _row(run_id: str, seed: int, verdict: Mislabels, is_noisy: np.ndarray) -> dict[str, object]:
+    facts = {"run_id": run_id, "seed": seed, "method": verdict.method, "evidence": verdict.evidence}
+    return {**facts, **asdict(evaluate_mislabels(verdict, is_noisy))}
+
+
+def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Outcome:
+    found = find(results, cell, rows)
+    if found.measures.is_empty():
+        return Skipped(name, "its runs have no wrong labels to find; set noise.fraction above 0 and train again")
+    measures = found.measures
+    source = source_of("examples", rows.join(measures, on="run_id", how="semi"))
+    n_noisy, n = (int(measures[column].to_numpy().max()) for column in ("n_noisy", "n"))
+    caption = (
+        f"For {cell.title}: how well the score of each method ranks the {n_noisy} examples with a wrong label "
+        f"before the others of {n}: the probability that a noisy example scores above a clean one (AUROC; chance 0.5, "
+        "dotted), average precision, and the share of noisy ones among as many top scores as there are (chance of "
+        f"both: {n_noisy / n:.2g}, dotted). Flagged is what a method calls an issue by its own rule, knowing neither "
+        f"the wrong labels nor their number. {spread_over(source.seeds)}"
+        f"{'' if found.without is None else f' Not drawn: {found.without}'}\n\n{_table(measures)}"
+    )
+    figure = _plot(cell.title, measures, share=n_noisy / n)
+    return Drawn(figure, name, f"Label errors found: {cell.title}", caption, source)
+
+
+def _methods_of(measures: pl.DataFrame) -> list[str]:
+    return [method for method in METHODS if method in measures["method"]]
+
+
+def _table(measures: pl.DataFrame) -> str:
+    """Return the means over seeds as a Markdown table, a row a method."""
+    columns = [*MEASURES, *_FLAGGED]
+    titles = [*(title for title, _ in MEASURES.values()), "flagged: precision", "flagged: recall"]
+    lines = [["method", "evidence", *titles], ["---"] * (2 + len(titles))]
+    for method in _methods_of(measures):
+        chosen = measures.filter(method=method)
+        numbers = [_spell(over_seeds(chosen, by=["method"], value=column)) for column in columns]
+        runs = chosen.height, measures["run_id"].n_unique()
+        judged = "" if runs[0] == runs[1] else f" ({runs[0]} of {count(runs[1], 'run')})"
+        lines.append([f"`{method}`{judged}", chosen["evidence"][0].replace("_", " "), *numbers])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spell(means: pl.DataFrame) -> str:
+    """Return mean and spread; a dash where there is none, as for the precision of a method that flags nothing."""
+    return "–" if means.is_empty() else mean_and_std(means["mean"][0], means["std"][0])
+
+
+def _plot(title: str, measures: pl.DataFrame, *, share: float) -> Figure:
+    methods = _methods_of(measures)
+    with house_style():
+        figure = new_figure(title, height=1.25 + _ROW * len(methods))
+        axes = figure.subplots()
+        for chance in (0.5, share):
+            axes.axvline(chance, color=REFERENCE.colour, linestyle=":", linewidth=REFERENCE.width)
+        for shift, (column, (label, stroke)) in zip((-0.2, 0.0, 0.2), MEASURES.items(), strict=True):
+            means = over_seeds(measures, by=["method"], value=column)
+            _plot_measure(axes, means, methods, shift=shift, stroke=stroke, label=label)
+        axes.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_xlim(-0.03, 1.03)
+        place_legend_below(figure, axes, columns=2)  # three do not fit beside each other
+    return figure
+
+
+def _plot_measure(
+    axes: Axes, means: pl.DataFrame, methods: list[str], *, shift: float, stroke: Stroke, label: str
+) -> None:
+    by_method = {row["method"]: row for row in means.rows(named=True)}
+    chosen = [by_method[method] for method in methods]
+    axes.errorbar(
+        [row["mean"] for row in chosen],
+        np.arange(len(methods)) + shift,
+        xerr=[row["std"] or 0.0 for row in chosen],
+        fmt=stroke.marker,
+        color=stroke.colour,
+        elinewidth=0.8,
+        capsize=1.5,
+        label=label,
+    )

@@ -1,0 +1,104 @@
+"""The figure of the label errors found: means over seeds, the table in its caption, and what is left out."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+from analysis_rows import add_run, make_config
+
+from analysis.drawn import Drawn, Options, Skipped
+from analysis.load import load_tables
+from analysis.mislabels import MEASURES, draw
+from memlib.config import RunConfig
+from memlib.mislabel_evaluation import evaluate_mislabels
+from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.run_mislabels import find_mislabels_of_run, is_noisy_in
+
+N = 40
+
+
+@pytest.fixture
+def store(tmp_path) -> ResultStore:
+    return create_results(tmp_path / "results")
+
+
+def add_examples(store: ResultStore, config: RunConfig, *, tied: bool = True, folds: int = 0) -> None:
+    """Write a run and its examples, a tenth noisy if it has noise: those lose their label when dropped, mostly."""
+    add_run(store, config)
+    draw = random.Random(config.run_id)
+    tables = {"examples": [], "dynamics": [], "cross_validation": []}
+    for i in range(N):
+        is_noisy = bool(config.noise.fraction) and i % 10 == 0
+        example, assigned = {"run_id": config.run_id, "example_id": i}, {"assigned": int(is_noisy)}
+        for mode in ("tied", "scaled", "dropped") if tied else ("plain",):
+            margin = draw.gauss(-3 if is_noisy and mode == "dropped" else 3, 2)
+            row = {"split": "train", "original": 0, "is_noisy": is_noisy, "mode": mode, "loss": 2 ** (-margin)}
+            prediction = int(is_noisy) if margin > 0 else 1 - int(is_noisy)
+            tables["examples"].append({**example, **assigned, **row, "margin": margin, "prediction": prediction})
+        row = {"aum": draw.gauss(1 - is_noisy, 1), "forgetting_events": draw.randrange(3), "n_epochs": 30}
+        tables["dynamics"].append({**example, **row, "first_learned": 2, "last_mistake": None})
+        share = min(max(draw.gauss(0.3 if is_noisy else 0.8, 0.2), 0.01), 0.99)
+        row = {"probabilities": [1 - share, share] if is_noisy else [share, 1 - share], "prediction": 0}
+        if folds:
+            row |= {"fold": i % folds, "folds": folds, "epochs": 30}
+            tables["cross_validation"].append({**example, **assigned, **row})
+    for table, rows in tables.items():
+        store.write(table, config.run_id, table_from_rows(table, rows))
+
+
+def drawn_from(store: ResultStore) -> Drawn:
+    (drawn,) = draw(load_tables(store), Options())
+    assert isinstance(drawn, Drawn), drawn
+    return drawn
+
+
+def test_every_method_stands_at_the_mean_of_its_measures_over_seeds(store):
+    configs = [make_config(seed=seed) for seed in (0, 1)]
+    for config in configs:
+        add_examples(store, config, folds=2)
+    drawn = drawn_from(store)
+    qualities = []
+    for config in configs:
+        found = find_mislabels_of_run(store, config.run_id)
+        is_noisy = is_noisy_in(store.read("examples").slice(0, 3 * N))
+        qualities.append({method: evaluate_mislabels(each, is_noisy) for method, each in found.items()})
+    (axes,) = drawn.figure.axes
+    methods = [label.get_text().replace(" ", "_") for label in axes.get_yticklabels()]
+    assert methods == ["margin_drop", "loss_rise", "loss", "aum", "forgetting_events", "cleanlab"]
+    for container, measure in zip(axes.containers, MEASURES, strict=True):
+        for method, x in zip(methods, container[0].get_xdata(), strict=True):
+            assert x == pytest.approx(sum(getattr(quality[method], measure) for quality in qualities) / 2)
+    row = next(line for line in drawn.caption.splitlines() if "`margin_drop`" in line)
+    mean = sum(quality["margin_drop"].auroc for quality in qualities) / 2
+    assert row.startswith(f"| `margin_drop` | in sample | {mean:.3f} ± ")
+    assert "the 4 examples with a wrong label before the others of 40" in drawn.caption
+    assert "Mean and standard deviation over 2 seeds." in drawn.caption
+    assert (drawn.source.table, drawn.source.n_rows, drawn.source.seeds) == ("examples", 2 * 3 * N, (0, 1))
+
+
+def test_a_run_without_dropout_and_folds_shows_the_baselines_alone(store):
+    add_examples(store, make_config(seed=0), tied=False)
+    drawn = drawn_from(store)
+    labels = [label.get_text() for label in drawn.figure.axes[0].get_yticklabels()]
+    assert labels == ["loss", "aum", "forgetting events"]
+    assert "One seed, so no spread is shown." in drawn.caption
+    assert "`margin_drop`" not in drawn.caption
+
+
+def test_without_cleanlab_the_other_methods_are_drawn_and_the_caption_says_how_to_install_it(store, monkeypatch):
+    add_examples(store, make_config(seed=0), folds=2)
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    caption = drawn_from(store).caption
+    assert "Not drawn: confident learning needs the package cleanlab" in caption
+    assert "pip install 'memlib[cleanlab]'" in caption
+    assert "| `cleanlab` |" not in caption
+
+
+def test_a_run_without_noise_is_skipped_with_what_to_set(store):
+    add_examples(store, make_config(seed=0, noise=0.0))
+    (skipped,) = draw(load_tables(store), Options())
+    assert skipped == Skipped(
+        "mislabels-digits-resnet9", "its runs have no wrong labels to find; set noise.fraction above 0 and train again"
+    )
