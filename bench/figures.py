@@ -89,7 +89,9 @@ def main() -> None:
         store = create_results(results)
         counts = make_up_results(store, int(options.rows))
         print(f"{sum(counts.values())} rows: {json.dumps(counts)}", flush=True)
-        measured: dict[str, dict[str, object]] = {"a file a unit of work": measure_command(results, figures, options.cores)}
+        measured: dict[str, dict[str, object]] = {
+            "a file a unit of work": measure_command(results, figures, options.cores)
+        }
         store.compact()
         measured["compacted"] = measure_command(results, figures, options.cores)
         for way, found in measured.items():

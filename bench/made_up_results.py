@@ -45,7 +45,7 @@ LAYERS = {  # name and number of units
 }
 PART = 50  # examples of a unit of the search
 SEARCHED = 1000  # clean and noisy examples each
-ROWS_OF_A_SEED = 1_560_000  # at full size
+ROWS_OF_A_SEED = 2_295_000  # at full size
 Columns = Mapping[str, object]  # arrays, or one value for all rows
 
 
@@ -95,7 +95,7 @@ def _config(seed: int, dataset: str, model: str, dropout: DropoutConfig | None =
 def _writes_of(config: RunConfig, share: float) -> Iterator[_Write]:
     draw = np.random.default_rng([config.seed, int(config.run_id, 16)])
     own = [("runs", _run(config)), ("epochs", _epochs(config, draw)), ("gradients", _gradients(config, draw))]
-    own.append(("examples", _examples(config, draw, share)))
+    own += [("examples", _examples(config, draw, share)), ("dynamics", _dynamics(config, draw, share))]
     if config.dropout.kind != "none":
         own.append(("dropout", _dropout(draw)))
     for table, columns in own:
@@ -174,6 +174,13 @@ def _examples(config: RunConfig, draw: np.random.Generator, share: float) -> Col
     prediction = np.where(margin > 0, assigned, (assigned + 1) % 10)
     loss = np.logaddexp(0, -margin)
     return {"example_id": ids, "split": split, **right, "prediction": prediction, "margin": margin, "loss": loss}
+
+
+def _dynamics(config: RunConfig, draw: np.random.Generator, share: float) -> Columns:
+    n = int(share * SIZES[config.data.name][0])
+    aum, forgetting = draw.normal(np.where(np.arange(n) % 10 == config.seed % 10, -1, 4), 2), draw.poisson(1.0, n)
+    seen = {"first_learned": draw.integers(1, 20, n), "last_mistake": draw.integers(0, 10, n), "n_epochs": 50}
+    return {"example_id": np.arange(n), "aum": aum, "forgetting_events": forgetting, **seen}
 
 
 def _dropout(draw: np.random.Generator) -> Columns:
