@@ -1,9 +1,8 @@
 # Two commands do everything: `make run` and `make test`. Both make the environment first.
 PYTHON ?= python3
 BIN := .venv/bin
-CLUSTER := .venv-cluster/bin
 
-.PHONY: run test environment bench cluster-environment lab-test
+.PHONY: run test environment bench lab-test
 
 run: environment
 	@$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
@@ -16,9 +15,11 @@ test: environment
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-bench: environment
-	$(BIN)/python bench/training.py
-	$(BIN)/python bench/layers.py
+lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
+	$(BIN)/python -m pytest -m lab -rs tests/lab
+
+bench: environment  # minutes; DATA=ROOT adds what needs CIFAR-10, BENCH=--full takes the sizes of the goals
+	$(BIN)/python bench/all.py $(BENCH) $(if $(DATA),--data $(DATA))
 
 environment: .venv/.installed
 
@@ -28,19 +29,3 @@ environment: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
-
-# The tools for `ray up` and for AWS lie on top of .venv, which stays as it is (cluster/overrides.txt says why).
-cluster-environment: .venv-cluster/.installed
-
-.venv-cluster/.installed: .venv/.installed cluster/overrides.txt
-	$(BIN)/python -m venv .venv-cluster
-	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
-	  > $$($(CLUSTER)/python -c 'import site; print(site.getsitepackages()[0])')/below.pth
-	cluster/pins.sh > .venv-cluster/constraints.txt
-	$(CLUSTER)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint .venv-cluster/constraints.txt --editable '.[cluster,lab]'
-	sed "1s|.*|#!$(CURDIR)/$(CLUSTER)/python|" $(BIN)/ray > $(CLUSTER)/ray && chmod +x $(CLUSTER)/ray
-	touch $@
-
-lab-test: cluster-environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
-	$(CLUSTER)/python -m pytest -m "lab or not lab" -rs tests/test_cluster_files.py tests/test_aws.py tests/lab

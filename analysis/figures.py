@@ -17,6 +17,7 @@ from analysis import (
     critical_units,
     criticality,
     dropout_schematic,
+    dropout_search,
     forgotten_images,
     gradients,
     learning_curves,
@@ -56,6 +57,7 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("figure6", dropout_schematic.draw),
     ("figure7", forgotten_images.draw),
     ("mislabels", mislabels.draw),
+    ("dropout_search", dropout_search.draw),
 )
 
 

@@ -83,9 +83,7 @@ class Results:
             InputError: a file is damaged or of another schema version.
         """
         facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
-        if name not in self._scans:
-            self._scans[name] = scan_table(self.store, name)
-        rows = self._scans[name]
+        rows = self._rows(name)
         if part is not None:
             facts = part.rows(facts)
             rows = rows.filter(pl.col("run_id").is_in(facts["run_id"].to_list()))
@@ -109,6 +107,16 @@ class Results:
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
+
+    @cached_property
+    def trials(self) -> pl.DataFrame:
+        """The trials of searches over dropout settings, which are no runs."""
+        return self.collect(self._rows("dropout_search").drop("unit_id"))
+
+    def _rows(self, name: str) -> pl.LazyFrame:
+        if name not in self._scans:
+            self._scans[name] = scan_table(self.store, name)
+        return self._scans[name]
 
     def table(self, name: str) -> pl.DataFrame:
         """Return all of the finished runs' rows of a result table, with their dataset, model, seed and setting.

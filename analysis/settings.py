@@ -14,6 +14,7 @@ from memlib.config import (
     CheckpointConfig,
     DropoutConfig,
     RunConfig,
+    TrainingConfig,
     config_from_json,
     config_to_dict,
     config_to_json,
@@ -50,6 +51,20 @@ def label_settings(runs: Iterable[tuple[str, str, str]]) -> list[str]:
 def is_main_label(setting: str) -> bool:
     """Return whether `label_settings` gave this label to a main run."""
     return not setting.startswith(f"{_DROPOUT}=")
+
+
+def label_searches(trials: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return, for each trial (dataset, model, config as JSON), what sets its search apart from others, "" if nothing.
+
+    Trials of one search differ in their dropout, width, peak learning rate and seed.
+    """
+    return label_settings((dataset, model, _search_of(config)) for dataset, model, config in trials)
+
+
+def _search_of(config: str) -> str:
+    run = config_from_json(config)
+    model, training = replace(run.model, width=1.0), replace(run.training, peak_lr=TrainingConfig().peak_lr)
+    return config_to_json(replace(run, model=model, training=training, dropout=DropoutConfig()))
 
 
 def without_dropout(config: RunConfig) -> RunConfig:

@@ -49,7 +49,7 @@ STROKES: Mapping[str, Stroke] = {
 DIVERGING = "RdBu"  # red below 0, blue above; ColorBrewer, colour-blind safe
 MISSING = "#BBBBBB"
 REFERENCE = Stroke("#777777", "-", "", 0.8)
-_SEQUENCE = "viridis"  # perceptually uniform, colour-blind safe, and in order of lightness when printed grey
+SEQUENCE = "viridis"  # perceptually uniform, colour-blind safe, and in order of lightness when printed grey
 _LIGHTEST = 0.85  # of the sequence: its yellow end is too light on white
 
 _STYLE: Mapping[str, object] = {
@@ -104,7 +104,7 @@ def width_for(n_columns: int) -> float:
 
 def in_sequence(n: int) -> list[Stroke]:
     """Return n strokes for things that have an order, from dark to light."""
-    colours = colormaps[_SEQUENCE](np.linspace(0, _LIGHTEST, n))
+    colours = colormaps[SEQUENCE](np.linspace(0, _LIGHTEST, n))
     return [Stroke(to_hex(colour), "-", "o", 0.9) for colour in colours]
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On every node, by its setup_commands: the Python of cluster/python-version, the packages of cluster/pins.sh, in .venv.
+# On every node, by its setup_commands: the Python of cluster/python-version, the packages of constraints.txt, in .venv.
 # Head and workers run this same file, so they cannot differ. Run again, it changes nothing that is in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,6 @@ fi
 python=$(cat cluster/python-version)
 [ "$(.venv/bin/python -c 'import platform; print(platform.python_version())' 2>/dev/null)" = "$python" ] ||
   "$uv" venv --clear --python "$python" .venv
-cluster/pins.sh > .venv/constraints.txt
-"$uv" pip install --quiet --python .venv/bin/python --constraint .venv/constraints.txt --editable '.[cluster]'
+"$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[cluster]'
 profile='export PATH=$HOME/memlib/.venv/bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0  # memlib'
 grep -qsF "$profile" ~/.bashrc || echo "$profile" >> ~/.bashrc

@@ -9,6 +9,7 @@ changed. Which checkpoints are kept moves no number and is left out of the ident
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -35,15 +36,22 @@ class DataConfig:
     name: `mnist`, `cifar10`, `svhn`, `digits`, `folder:PATH` or `parquet:PATH`.
     limit: number of training images, a class-balanced subset drawn from the run's seed; None for all.
     image_size: side in pixels to scale the images to; None leaves them as they are.
+    holdout: share of the training set, drawn after label noise, that is not trained on but judged as split
+        `validation`; None for none.
     """
 
     name: str = "cifar10"
     limit: int | None = None
     image_size: int | None = None
+    holdout: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("data.limit", self.limit, 2)
         _at_least("data.image_size", self.image_size, 1)
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise InputError(
+                f"data.holdout is {self.holdout}; give a share of the training set in (0, 1), e.g. 0.1, or none."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +205,7 @@ class RunConfig:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 upwards.")
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Return the 16 hexadecimal digits that identify the run by the settings that can move its numbers."""
         settings = different_from_defaults(config_from_json(config_to_json(self)))  # 1 and 1.0 are one setting

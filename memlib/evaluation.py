@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memlib.batches import model_inputs
 from memlib.config import Precision
 from memlib.datasets import ImageSet
-from memlib.example_tied_dropout import dropout_mode
+from memlib.example_tied_dropout import dropout_layers, dropout_mode
 from memlib.precision import autocast, exact_float32
 
 
@@ -91,6 +91,13 @@ def predict_in_mode(
     judged = (examples.images, examples.labels, examples.ids if mode == "tied" else None)
     with dropout_mode(model, mode, rescale=rescale):
         return _predict(model, judged, device=device, batch_size=batch_size, precision="float32")
+
+
+def predict_deployed(model: nn.Module, examples: ImageSet, *, device: torch.device) -> Predictions:
+    """Return what the model predicts as it would be deployed: in mode `dropped` with example-tied dropout."""
+    if dropout_layers(model):
+        return predict_in_mode(model, examples, mode="dropped", device=device)
+    return predict(model, examples.images, examples.labels, device=device)
 
 
 @torch.no_grad()

@@ -29,6 +29,10 @@ class NoisyLabels:
     original: Int64[Tensor, " n"]
     is_noisy: Bool[Tensor, " n"]
 
+    def take(self, indices: Int64[Tensor, " m"]) -> NoisyLabels:
+        """Return those of the examples at `indices`, in that order."""
+        return NoisyLabels(self.labels[indices], self.original[indices], self.is_noisy[indices])
+
 
 def add_label_noise(
     labels: Int64[Tensor, " n"], noise: NoiseConfig, *, num_classes: int, generator: torch.Generator

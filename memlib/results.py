@@ -20,15 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memlib.errors import InputError, unknown
-from memlib.storage import Storage, check_writable, open_storage
+from memlib.storage import Patience, Storage, check_writable, open_storage
 
 SCHEMA_VERSION = 1
+READERS = 16  # files read at once: an object store answers each after tens of milliseconds
 _VERSION_KEY = b"memlib_schema_version"
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
 _COMPACT = "compact-"
 _ROW_GROUP = 2**17  # rows; readers skip the groups whose runs they do not want
-_READ_AHEAD = 16  # files of a storage that is far, at once
 _MANY_ROWS = 50_000  # from here on the columns of a file are read by several threads
 
 
@@ -118,6 +118,33 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         split=pa.string(),  # under tied masks there is no test
         accuracy=pa.float64(),
         n=pa.int64(),
+    ),
+    "dropout_search": _schema(  # one row a trial and kind of BatchNorm statistics; a trial is no run: facts stand here
+        dataset=pa.string(),
+        model=pa.string(),
+        seed=pa.int64(),
+        noise_fraction=pa.float64(),
+        dropout=pa.string(),  # example_tied; none: the control
+        p_gen=pa.float64(),  # null for the control
+        p_mem=pa.float64(),
+        width=pa.float64(),
+        after=pa.string(),  # joined by "+"; "" for the model's own places
+        peak_lr=pa.float64(),
+        config=pa.string(),  # all settings, JSON
+        data_digest=pa.string(),
+        batchnorm=pa.string(),  # final; recalibrated in mode dropped: trials that were trained to the end only
+        epochs=pa.int64(),  # trained
+        stopped_early=pa.bool_(),
+        validation_accuracy=pa.float64(),  # of held-out images, against assigned labels: what is chosen by
+        validation_curve=pa.list_(pa.float64()),  # the same after every epoch from 0; null where recalibrated
+        clean_accuracy=pa.float64(),  # in mode dropped, as the validation accuracy; the control's as usual
+        noisy_accuracy=pa.float64(),  # null without noise
+        test_accuracy=pa.float64(),
+        scaled_test_accuracy=pa.float64(),  # in mode scaled; null where recalibrated and for the control
+        n_validation=pa.int64(),
+        n_clean=pa.int64(),
+        n_noisy=pa.int64(),
+        n_test=pa.int64(),
     ),
     "critical_units": _schema(  # one row an example
         example_id=pa.int64(),
@@ -228,13 +255,9 @@ class ResultStore:
         return [f"{table}/{name}" for name in self._newest_first(table)]
 
     def contents(self, paths: Sequence[str]) -> Iterator[bytes]:
-        """Yield the content of each file, read a few ahead where the storage is far."""
-        if self.storage.is_local:
-            yield from map(self.storage.read, paths)
-            return
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            for start in range(0, len(paths), _READ_AHEAD):
-                yield from pool.map(self.storage.read, paths[start : start + _READ_AHEAD])
+        """Yield the content of each file; many are under way at once, as each waits its turn."""
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(self.storage.read, paths)
 
     def units_in(self, path: str, metadata: Mapping[bytes, bytes] | None) -> set[str]:
         """Return the units that have rows in the file at `path`, given its Parquet metadata.
@@ -278,14 +301,15 @@ class ResultStore:
         names = self._newest_first(table)
         if len(names) < 2:
             return len(names)
-        written = {name: self.storage.modified(f"{table}/{name}") for name in names}
+        written = self.storage.modified(table)
         last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
-        for name in names:
-            if self.storage.modified(f"{table}/{name}") == written[name]:
-                self.storage.delete(f"{table}/{name}")
+        now = self.storage.modified(table)
+        unchanged = [f"{table}/{name}" for name in names if name in now and now[name] == written[name]]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.storage.delete, unchanged))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -299,21 +323,21 @@ class ResultStore:
 
     def _pieces(self, table: str, columns: list[str]) -> Iterator[pa.Table]:
         """Yield each file's rows, without those that an earlier file holds anew."""
-        paths, seen = self.files(table), set()
-        for path, content in zip(paths, self.contents(paths), strict=True):
-            file = self._open(path, content)
-            units = self.units_in(path, file.schema_arrow.metadata)
-            rows = self._read_file(table, path, file, [*dict.fromkeys(["unit_id", *columns])])
-            if seen & units:
-                rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
-            seen |= units
-            yield rows.select(columns)
+        with_unit, seen = [*dict.fromkeys(["unit_id", *columns])], set()
+        with ThreadPoolExecutor(READERS) as pool:
+            for rows, units in pool.map(lambda path: self._read_file(table, path, with_unit), self.files(table)):
+                if seen & units:
+                    rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
+                seen |= units
+                yield rows.select(columns)
 
-    def _read_file(self, table: str, path: str, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    def _read_file(self, table: str, path: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
+        file = self._open(path, self.storage.read(path))
+        units = self.units_in(path, file.schema_arrow.metadata)
         schema = pa.schema([_schema_of(table).field(column) for column in columns], _schema_of(table).metadata)
         try:
             rows = file.read(columns=columns, use_threads=file.metadata.num_rows > _MANY_ROWS)
-            return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema)
+            return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema), units
         except OSError as error:
             raise self.damaged(path, error) from error
         except (pa.ArrowInvalid, ValueError) as error:
@@ -339,24 +363,35 @@ def create_results(location: str | Path) -> ResultStore:
     """
     storage = open_storage(location)
     check_writable(storage)
-    if not storage.exists(_MARKER):
+    if not _is_marked(storage):
         storage.write(_MARKER, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-    return open_results(location)
+    return ResultStore(storage)
 
 
-def open_results(location: str | Path) -> ResultStore:
+def open_results(location: str | Path, patience: Patience | None = None) -> ResultStore:
     """Return the store at a local folder or URI for reading.
+
+    `patience`: how long it is tried again when it refuses; default: not at all.
 
     Raises:
         InputError: there are no results, or another schema version wrote them.
     """
-    storage = open_storage(location)
-    if not storage.exists(_MARKER):
+    storage = open_storage(location, patience)
+    if not _is_marked(storage):
         raise InputError(
             f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
         )
-    _check_version(storage.location, str(json.loads(storage.read(_MARKER)).get("schema_version")))
     return ResultStore(storage)
+
+
+def _is_marked(storage: Storage) -> bool:
+    """Return whether a results folder begins here; raises InputError if another schema version wrote it."""
+    try:
+        marker = storage.read(_MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    _check_version(storage.location, str(json.loads(marker).get("schema_version")))
+    return True
 
 
 def table_from_rows(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:

@@ -6,11 +6,12 @@ before it can be written again without leaving a trace twice.
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from memlib.batches import place_images
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.control_dropouts import check_widths, insert_dropout
-from memlib.datasets import Dataset, ImageSet, balanced_subset
+from memlib.datasets import Dataset, ImageSet, balanced_subset, draw_holdout
 from memlib.dropout_modes import ModePredictions, mode_accuracies, predict_by_mode
 from memlib.errors import InputError
 from memlib.forgotten_images import forgotten_images
@@ -39,36 +40,67 @@ DIGIT_SETS = ("digits", "mnist", "svhn")
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """A run's training set with its labels after noise, and its test set."""
+    """A run's training set with its labels after noise, its test set, and what is held out of training to validate it.
+
+    The labels of `held_out` are the assigned ones, as noisy as the training set's; which are wrong is not told.
+    """
 
     train: ImageSet
     noisy_labels: NoisyLabels
     test: ImageSet
     num_classes: int
+    held_out: ImageSet | None = None
 
 
 def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
     """Return the run's seeded subset of the training set with its label noise, and the test set as it is.
 
+    What `data.holdout` holds out is drawn from the subset after the noise, and no part of the training set.
+
     Raises:
-        InputError: the subset or the noise cannot be drawn from this dataset.
+        InputError: the subset, the noise or the held-out part cannot be drawn from this dataset.
     """
     train_set = dataset.train
     if config.data.limit is not None:
         generator = stream(config.seed, "subset")
         train_set = balanced_subset(train_set, config.data.limit, dataset.num_classes, generator)
-    if config.training.batch_size > len(train_set):
-        raise InputError(
-            f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(train_set)} training "
-            f"images here; give at most {len(train_set)}."
-        )
     if "flip" in config.training.augment and config.data.name in DIGIT_SETS:
         raise InputError(
             f"training.augment has 'flip', but a mirrored digit is no digit; leave it out for {dataset.name}."
         )
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
-    return RunData(train_set, noisy, dataset.test, dataset.num_classes)
+    data = RunData(train_set, noisy, dataset.test, dataset.num_classes)
+    if config.data.holdout is not None:
+        data = _hold_out(data, config.data.holdout, stream(config.seed, "holdout"))
+    if config.training.batch_size > len(data.train):
+        raise InputError(
+            f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(data.train)} training "
+            f"images here; give at most {len(data.train)}."
+        )
+    return data
+
+
+def _hold_out(data: RunData, share: float, generator: torch.Generator) -> RunData:
+    kept, held_out = draw_holdout(len(data.train), share, generator)
+    assigned = replace(data.train, labels=data.noisy_labels.labels)
+    return replace(
+        data,
+        train=data.train.take(kept),
+        noisy_labels=data.noisy_labels.take(kept),
+        held_out=assigned.take(held_out),
+    )
+
+
+def place_data(data: RunData, digest: str, device: torch.device) -> TrainingData:
+    """Return what the training loop takes, images on `device`; `digest` is of the data set they were drawn from."""
+
+    def placed(images: ImageSet) -> ImageSet:
+        return replace(images, images=place_images(images.images, device))
+
+    train = placed(replace(data.train, labels=data.noisy_labels.labels))
+    held_out = None if data.held_out is None else placed(data.held_out)
+    return TrainingData(train, data.noisy_labels.is_noisy, placed(data.test), digest, held_out)
 
 
 def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
@@ -107,12 +139,7 @@ def perform_run(
     version_at_start = code_version()
     data = prepare_data(config, dataset)
     model = build_network(config, dataset)
-    training_data = TrainingData(
-        ImageSet(place_images(data.train.images, device), data.noisy_labels.labels, data.train.ids),
-        data.noisy_labels.is_noisy,
-        ImageSet(place_images(data.test.images, device), data.test.labels, data.test.ids),
-        dataset.digest,
-    )
+    training_data = place_data(data, dataset.digest, device)
     checkpoints = CheckpointFolder(store.storage, config.run_id)
     epochs = train(model, training_data, config, device=device, checkpoints=checkpoints)
     records, dynamics = _follow(epochs, on_epoch)
@@ -145,19 +172,26 @@ def _follow(
         on_epoch(records[-1])
 
 
-def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
-    """Return whether the run is among the `finished` ones and kept every state `config` asks for."""
+def is_finished(
+    config: RunConfig, store: ResultStore, finished: Set[str], kept: Mapping[str, Sequence[int]] | None = None
+) -> bool:
+    """Return whether the run is among the `finished` ones and kept every state `config` asks for.
+
+    kept: the epochs each run kept (`kept_epochs`); default: looked up for this run.
+    """
     if config.run_id not in finished:
         return False
-    return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
+    epochs = CheckpointFolder(store.storage, config.run_id).epochs() if kept is None else kept.get(config.run_id, ())
+    return set(config.checkpoint_epochs) <= set(epochs)
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
-    """Raise InputError if finished runs in the store were made from other images under the same name and size."""
-    for run in store.read("runs", columns=["status", "config", "data_digest"]).to_pylist():
-        made_from = config_from_json(run["config"]).data
+    """Raise InputError if finished runs or trials in the store come from other images of the same name and size."""
+    made = [store.read(table, columns=["config", "data_digest"]) for table in ("runs", "dropout_search")]
+    for row in pa.concat_tables(made).to_pylist():
+        made_from = config_from_json(row["config"]).data
         same_source = (made_from.name, made_from.image_size) == (config.data.name, config.data.image_size)
-        if run["status"] == "done" and same_source and run["data_digest"] != dataset.digest:
+        if same_source and row["data_digest"] not in (None, dataset.digest):
             raise InputError(
                 f"{store.storage.location} holds runs on other images that were also called {config.data.name} "
                 "(their digest differs); give the images those were made from, or another --results."
@@ -177,14 +211,22 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
     store.write("runs", config.run_id, _run_row(config, device, outcome))
 
 
+@functools.cache
 def code_version() -> str:
-    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout."""
+    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once.
+
+    `uninstalled` stands for the version where the sources are used without having been installed.
+    """
+    try:
+        installed = version("memlib")
+    except PackageNotFoundError:
+        installed = "uninstalled"
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return version("memlib")
-    return f"{version('memlib')}+{commit}"
+        return installed
+    return f"{installed}+{commit}"
 
 
 def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[str, object]) -> pa.Table:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import pyarrow as pa
 import torch
 
 from memlib.checkpoints import CheckpointFolder, load_model_state
@@ -75,25 +74,30 @@ def perform_task(
     data = prepare_data(run, dataset)
     rows = EXPERIMENTS[task.experiment](task, model, data, load_state)
     seconds = (time.monotonic() - started) / len(task.units)
-    outcome = {**_circumstances(device), "seconds": seconds, "status": "done", "error": None}
     for unit, tables in zip(task.units, rows, strict=True):
         for table in sorted(tables, key=lambda table: table == unit.experiment):  # the proof of completion last
             store.write(table, unit.unit_id, table_from_rows(table, tables[table]))
-        store.write("units", unit.unit_id, _unit_row(unit, outcome))
+        record_unit(unit, store, device=device, seconds=seconds)
 
 
 def record_unit_failure(task: Task, store: ResultStore, *, device: torch.device | None, error: str) -> None:
     """Write a row with status `failed` and the reason for every unit of the task; the next sweep tries them again."""
-    outcome = {**_circumstances(device), "seconds": None, "status": "failed", "error": error}
     for unit in task.units:
-        store.write("units", unit.unit_id, _unit_row(unit, outcome))
+        record_unit(unit, store, device=device, seconds=None, error=error)
 
 
-def _circumstances(device: torch.device | None) -> dict[str, object]:
-    return {"code_version": code_version(), "device": None if device is None else device_name(device)}
-
-
-def _unit_row(unit: Unit, outcome: Mapping[str, object]) -> pa.Table:
-    settings = json.dumps(unit.settings, sort_keys=True)
-    row = {"run_id": unit.run.run_id, "experiment": unit.experiment, "settings": settings, **outcome}
-    return table_from_rows("units", [row])
+def record_unit(
+    unit: Unit, store: ResultStore, *, device: torch.device | None, seconds: float | None, error: str | None = None
+) -> None:
+    """Write a unit's row in `units`: done, or failed where there is an `error`."""
+    row = {
+        "run_id": unit.run.run_id,
+        "experiment": unit.experiment,
+        "settings": json.dumps(unit.settings, sort_keys=True),
+        "code_version": code_version(),
+        "device": None if device is None else device_name(device),
+        "seconds": seconds,
+        "status": "done" if error is None else "failed",
+        "error": error,
+    }
+    store.write("units", unit.unit_id, table_from_rows("units", [row]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_dict
 from memlib.datasets import ImageSet
 from memlib.errors import InputError
-from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_in_mode
+from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
 from memlib.gradient_accounting import (
     GroupGradient,
@@ -47,12 +47,16 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only."""
+    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only.
+
+    held_out: a part of the training set that is not trained on, with assigned labels; None for none.
+    """
 
     train: ImageSet  # labels are the assigned ones
     is_noisy: Bool[Tensor, " n"]
     test: ImageSet
     digest: str  # of the data set this was drawn from; a run continues on the same one only
+    held_out: ImageSet | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class EpochRecord:
     """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
 
     epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy (absent without noise), test; none if not evaluated
+    accuracies: dict[str, Accuracy]  # by split: clean, noisy, test, validation; absent without examples or evaluation
     gradients: tuple[GroupGradient, ...]  # none without gradient accounting
     seconds: float  # wall time of training and evaluation
 
@@ -88,12 +92,15 @@ def train(
     *,
     device: torch.device,
     checkpoints: CheckpointFolder | None,
+    evaluate: Callable[..., dict[str, Accuracy]] | None = None,
 ) -> Generator[EpochRecord, None, TrainingDynamics]:
     """Train the model in place, yield one record an epoch, from before training (0) to the last, and return
     the dynamics of the training examples.
 
     Epochs a run had finished when it was interrupted are yielded again from its checkpoint, not repeated. Without
-    `checkpoints` no state is kept, and an interrupted training cannot be continued.
+    `checkpoints` no state is kept, and an interrupted training cannot be continued. With `evaluate`, the model is
+    judged by evaluate(model, data, device=...) after every epoch, instead of on all splits after the epochs that
+    `training.evaluate_every` names, and there are no dynamics.
 
     Raises:
         Diverged: the loss is no longer finite.
@@ -101,19 +108,25 @@ def train(
     """
     state = _start(model, config, device)
     state.dynamics = start_dynamics(len(data.train))
+    kept = set(config.checkpoint_epochs)
     if checkpoints is not None:
+        # What an earlier training of this run kept is written anew too: all states of a run belong together.
+        kept |= set(checkpoints.epochs())
         _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
         gradients = _train_epoch(state, data, config, epoch=epoch, device=device) if epoch > 0 else ()
-        evaluated = epoch in config.training.evaluated_epochs
-        accuracies = _evaluate(state, data, epoch=epoch, device=device) if evaluated else {}
+        accuracies = {}
+        if evaluate is not None:
+            accuracies = evaluate(model, data, device=device)
+        elif epoch in config.training.evaluated_epochs:
+            accuracies = _evaluate(state, data, epoch=epoch, device=device)
         if not all(math.isfinite(a.loss) for a in accuracies.values()):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
         if checkpoints is not None:
-            _save(state, data, config, checkpoints)
+            _save(state, data, config, checkpoints, keep=epoch in kept)
         yield state.records[-1]
     return state.dynamics
 
@@ -121,7 +134,8 @@ def train(
 def _evaluate(state: TrainingState, data: TrainingData, *, epoch: int, device: torch.device) -> dict[str, Accuracy]:
     """Return accuracy and loss on clean, noisy and test examples, in float32; a split without examples is absent.
 
-    After an epoch of training, the training examples' dynamics take note of it.
+    Held-out examples, if any, are judged as by `evaluate_held_out`. After an epoch of training, the training examples'
+    dynamics take note of it.
     """
     train, test = _predict_splits(state.model, data, device=device)
     splits = {
@@ -132,7 +146,22 @@ def _evaluate(state: TrainingState, data: TrainingData, *, epoch: int, device: t
     if epoch > 0:
         seen = {"margin": train.margin.numpy(), "prediction": train.prediction.numpy()}
         state.dynamics = after_epoch(state.dynamics, epoch, **seen, labels=data.train.labels.cpu().numpy())
-    return {split: result for split, result in splits.items() if result is not None}
+    held_out = evaluate_held_out(state.model, data, device=device) if data.held_out is not None else {}
+    return {split: result for split, result in splits.items() if result is not None} | held_out
+
+
+def evaluate_held_out(model: nn.Module, data: TrainingData, *, device: torch.device) -> dict[str, Accuracy]:
+    """Return accuracy and loss on the held-out examples, by their assigned labels, as split `validation`.
+
+    Of a model with example-tied dropout in mode `dropped`, in which it would be deployed; in float32.
+
+    Raises:
+        InputError: nothing is held out.
+    """
+    if data.held_out is None:
+        raise InputError("nothing is held out to validate on; set data.holdout, e.g. to 0.1.")
+    result = accuracy(predict_deployed(model, data.held_out, device=device), data.held_out.labels)
+    return {} if result is None else {"validation": result}
 
 
 def _predict_splits(model: nn.Module, data: TrainingData, *, device: torch.device) -> tuple[Predictions, Predictions]:
@@ -165,7 +194,7 @@ def training_step(
     with _step_numerics(state, device):
         logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
+    _step(state, torch._foreach_add(gradients.clean, gradients.noisy))
     return loss, gradients
 
 
@@ -265,7 +294,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     saved = checkpoints.load_last()
     if saved is None:
         return
-    records = [_record(r) for r in saved.facts["records"]]
+    records = saved_records(saved)
     kept = checkpoints.epochs()
     if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
         return
@@ -277,9 +306,7 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
                 f"run {config.run_id} was begun with {fact} {saved.facts[fact]} and would continue with {ours}; give "
                 f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
             )
-    tensors = saved.tensors.items()
-    model = {n.removeprefix("model."): t for n, t in tensors if n.startswith("model.")}
-    load_model_state(state.model, model, where=f"of run {config.run_id}")
+    load_model_state(state.model, saved_model(saved), where=f"of run {config.run_id}")
     for name, parameter in state.model.named_parameters():
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
@@ -290,10 +317,11 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     state.records = records
 
 
-def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
+def _save(
+    state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder, *, keep: bool
+) -> None:
     facts = _facts(state, data, config)
-    # What an earlier training of this run kept is written anew too: all states of a run belong together.
-    if state.epoch in {*config.checkpoint_epochs, *checkpoints.epochs()}:
+    if keep:
         checkpoints.save_epoch(state.epoch, state.model, facts)
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
@@ -304,6 +332,16 @@ def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoin
 
 def _facts(state: TrainingState, data: TrainingData, config: RunConfig) -> dict[str, Any]:
     return {"config": config_to_dict(config), "images": data.digest, "precision": state.precision}
+
+
+def saved_model(saved: Checkpoint) -> dict[str, Tensor]:
+    """Return the model's state in what an unfinished run would continue from."""
+    return {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
+
+
+def saved_records(saved: Checkpoint) -> list[EpochRecord]:
+    """Return the records of the epochs, from before training on, in what an unfinished run would continue from."""
+    return [_record(r) for r in saved.facts["records"]]
 
 
 def _record(saved: dict[str, Any]) -> EpochRecord:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from memlib.config import RunConfig
-from memlib.datasets import Dataset
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
-from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
+from sweeps.cluster import Capacity, check_address, stop_ray
+from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
 from sweeps.costs import Place, describe_plan
+from sweeps.failures import storage_patience
 from sweeps.plan import (
     AXES,
     DROPOUTS,
@@ -37,38 +38,28 @@ from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 all done, 1 some failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    try:
-        return _sweep(options, console)
-    except InputError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        console.print("interrupted; finished epochs are kept: run the same command again to continue.")
-        return INTERRUPTED
+    return run_command(lambda console: _sweep(options, console))
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
     check_address(options.address)
     if options.preset is None:
-        capacity = _start_ray(options, console)
+        capacity = join_ray(options, console)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
         wanted = _wanted(options)
         check_names(list(wanted))
+        storage_patience()
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
-        if store.storage.is_local:
-            options.results = store.storage.root  # absolute: trials run in folders of their own
+        options.results = store.storage.uri  # trials run in folders and with variables of their own
         to_do = still_to_do(wanted, store, options.data)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:
@@ -79,15 +70,13 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or _start_ray(options, console)
-        describe_plan(to_do, later, datasets, Place(capacity, store, console))
-        return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
+        capacity = capacity or join_ray(options, console)
+        place = Place(capacity, store, console)
+        describe_plan(to_do, later, datasets, place)
+        images = share_images(datasets, options, place)
+        return DONE if options.dry_run else _perform(to_do, later, images, capacity, options, console)
     finally:
         stop_ray()
-
-
-def _start_ray(options: argparse.Namespace, console: Console) -> Capacity:
-    return start_ray(options.address, device=options.device, say=console.print)
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
@@ -101,17 +90,15 @@ def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, con
 def _perform(
     to_do: ToDo,
     later: Mapping[RunConfig, list[Task]],
-    datasets: Mapping[str, Dataset],
+    images: Mapping[str, Any],
     capacity: Capacity,
     options: argparse.Namespace,
     console: Console,
 ) -> int:
     # Ray is imported only after its environment is set
-    from sweeps.object_store import put_images
     from sweeps.training_runs import Watcher, train_runs
     from sweeps.unit_tasks import TaskPool
 
-    images = put_images(datasets)
     with SweepProgress(to_do.runs, console) as progress:
         pool = TaskPool(images, options.results, capacity, progress)
         pool.add(to_do.tasks)
@@ -165,17 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"only these of {', '.join(EXPERIMENTS)}; none: train only",
     )
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. training.peak_lr=0.05")
-    add("--data", type=Path, metavar="ROOT", help="folder with NAME/train.parquet or torchvision's files")
-    add("--results", default="results", metavar="PLACE", help="folder or s3://BUCKET/FOLDER (default: results)")
-    add("--address", metavar="ADDRESS", help="a running Ray cluster (auto, HOST:PORT); default: start Ray here")
-    add(
-        "--device",
-        choices=("auto", "cpu"),
-        default="auto",
-        help="cpu: leave GPUs alone; default: use them where they are",
-    )
-    add("--dry-run", action="store_true", help="show the runs and what they will cost, and stop")
+    add_places(parser)
     add("--tensorboard", action="store_true", help="also write TensorBoard scalars to RESULTS/tensorboard")
     return parser
 

@@ -130,7 +130,7 @@ def plan_runs(
     for name in preset.dropouts:
         if name not in DROPOUTS:
             raise unknown("dropout", name, DROPOUTS)
-    _check_no_axis(overrides or {})
+    check_no_axis(overrides or {}, AXIS_OPTIONS)
     wanted: dict[str, tuple[RunConfig, ExperimentsConfig]] = {}
     for dropout, dataset, model, noise, seed in _combinations(preset):
         axes = {"data": {"name": dataset}, "model": {"name": model}, "noise": {"fraction": noise}, "seed": seed}
@@ -169,8 +169,9 @@ def _experiments_of(preset: Preset, dropout: str) -> set[str]:
     return {table for layer in _dropout_layers(preset, dropout) for table in layer}
 
 
-def _check_no_axis(overrides: Mapping[str, Any]) -> None:
-    for setting, option in AXIS_OPTIONS.items():
+def check_no_axis(overrides: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Raise InputError if settings given with --set name an axis; `options` are those to give the axes with."""
+    for setting, option in options.items():
         section, _, key = setting.partition(".")
         value = overrides.get(section)
         if value is not None and (not key or (isinstance(value, Mapping) and key in value)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +38,17 @@ def run_label(config: RunConfig) -> str:
     return f"{names} noise {config.noise.fraction:g} seed {config.seed}"
 
 
-def task_label(task: Task) -> str:
+def task_label(task: Task, name_run: Callable[[RunConfig], str] = run_label) -> str:
     """Return the task's name in messages, e.g. `rewinding conv1 of mnist resnet9 noise 0.1 seed 0`."""
     settings = task.units[0].settings
     if task.experiment == "critical_units":
-        what = f"part {settings['part']} of the {settings['kind']} examples"
+        what = f" part {settings['part']} of the {settings['kind']} examples"
     elif task.experiment == "cross_validation":
-        what = f"fold {settings['fold'] + 1}/{settings['folds']}"
+        what = f" fold {settings['fold'] + 1}/{settings['folds']}"
     else:
-        what = "+".join(settings["groups"]) if "groups" in settings else settings["group"]
-    return f"{task.experiment} {what} of {run_label(task.run)}"
+        groups = settings.get("groups", [settings["group"]] if "group" in settings else [])
+        what = f" {'+'.join(groups)}" if groups else ""
+    return f"{task.experiment}{what} of {name_run(task.run)}"
 
 
 def n_examples(task: Task) -> int:
@@ -58,10 +59,13 @@ def n_examples(task: Task) -> int:
 
 
 class SweepProgress:
-    """Shows the runs of a sweep; used as a context."""
+    """Shows the runs of a sweep, each by its name; used as a context."""
 
-    def __init__(self, runs: Sequence[RunConfig], console: Console) -> None:
+    def __init__(
+        self, runs: Sequence[RunConfig], console: Console, name_run: Callable[[RunConfig], str] = run_label
+    ) -> None:
         self._console = console
+        self._name_run = name_run
         self._runs = {run.run_id: run for run in runs}
         self._seconds: dict[str, list[float]] = {}  # of every epoch so far, epoch 0 included
         self._shown: dict[str, float] = {}
@@ -93,11 +97,11 @@ class SweepProgress:
         again = " again" if run_id in self._shown else ""
         self._shown[run_id] = time.monotonic()
         self._seconds[run_id] = []  # a run started again reports its finished epochs once more
-        self._line(f"started{again}: {run_label(self._runs[run_id])}")
+        self._line(f"started{again}: {self._name_run(self._runs[run_id])}")
         if self._console.is_terminal and run_id not in self._tasks:
             run = self._runs[run_id]
             self._tasks[run_id] = self._live.add_task(
-                run_label(run), total=run.training.epochs, state="starting", seconds_left=None
+                self._name_run(run), total=run.training.epochs, state="starting", seconds_left=None
             )
 
     def epoch(self, run_id: str, report: EpochReport) -> None:
@@ -111,15 +115,25 @@ class SweepProgress:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
         elif self._is_silent_for_long(run_id):
             self._shown[run_id] = time.monotonic()
-            self._line(f"{run_label(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
+            self._line(f"{self._name_run(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
+
+    def lost(self, run_id: str, why: str, restart: str) -> None:
+        """Say that a run lost its process or node and is started again."""
+        self._line(f"lost: {run_label(self._runs[run_id])} ({why}); trying again ({restart})")
+
+    def note(self, run_id: str, text: str) -> None:
+        """Say what a run's process has to say."""
+        self._line(f"{run_label(self._runs[run_id])}: {text}")
 
     def finished(self, run_id: str, error: str | None) -> None:
-        """Show how a run ended, and how many are left."""
+        """Show how a run ended, early or not, and how many are left."""
         self._left -= 1
-        label = run_label(self._runs[run_id])
-        outcome = (
-            f"failed: {label}: {error}" if error else f"done: {label} in {duration(sum(self._seconds.get(run_id, [])))}"
-        )
+        run, seconds = self._runs[run_id], self._seconds.get(run_id, [])
+        outcome = f"done: {self._name_run(run)} in {duration(sum(seconds))}"
+        if error is not None:
+            outcome = f"failed: {self._name_run(run)}: {error}"
+        elif 0 < len(seconds) <= run.training.epochs:
+            outcome = f"stopped after {len(seconds) - 1} epochs: {self._name_run(run)}"
         if run_id in self._tasks:
             self._live.remove_task(self._tasks.pop(run_id))
         self._line(f"{outcome} ({self._left} to go)")
@@ -127,20 +141,29 @@ class SweepProgress:
     def tasks_added(self, tasks: Iterable[Task]) -> None:
         """Count the units of experiments that are now wanted."""
         for task in tasks:
-            self._units[task.experiment, run_label(task.run)] += len(task.units)
+            self._units[task.experiment, self._name_run(task.run)] += len(task.units)
             self._n_units += len(task.units)
-            self._to_search[run_label(task.run)] += n_examples(task)
+            self._to_search[self._name_run(task.run)] += n_examples(task)
         self._show_units("waiting")
+
+    def task_lost(self, task: Task, why: str, restart: str) -> None:
+        """Say that a task lost its process or node and is started again."""
+        self._line(f"lost: {task_label(task)} ({why}); trying again ({restart})")
+
+    def task_note(self, task: Task, text: str) -> None:
+        """Say what a task's process had to say."""
+        self._line(f"{task_label(task)}: {text}")
 
     def task_ended(self, task: Task, error: str | None) -> None:
         """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""
-        key = (task.experiment, run_label(task.run))
+        key = (task.experiment, self._name_run(task.run))
         self._units[key] -= len(task.units)
         self._n_units_ended += len(task.units)
         self._searched[key[1]] += n_examples(task)
-        self._show_units(task_label(task) + self._spell_searched(task))
+        label = task_label(task, self._name_run)
+        self._show_units(label + self._spell_searched(task))
         if error is not None:
-            self._line(f"failed: {task_label(task)}: {error}")
+            self._line(f"failed: {label}: {error}")
         if self._units[key] == 0:
             left = self._n_units - self._n_units_ended
             self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
@@ -152,8 +175,18 @@ class SweepProgress:
         return run_id not in self._shown or time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES
 
     def _spell_searched(self, task: Task) -> str:
-        label = run_label(task.run)
+        label = self._name_run(task.run)
         return f": {self._searched[label]}/{self._to_search[label]} examples" if n_examples(task) else ""
+
+    def gave_up(self, tasks: Sequence[Task], n_failed: int) -> None:
+        """Say that tasks of one experiment on one run are not started, as so many before them failed in a row."""
+        n_units = sum(len(task.units) for task in tasks)
+        self._units[tasks[0].experiment, run_label(tasks[0].run)] -= n_units
+        self._n_units_ended += n_units
+        self._line(
+            f"gave up: {tasks[0].experiment} of {run_label(tasks[0].run)}: {n_failed} tasks in a row failed, "
+            f"{n_units} units are not started"
+        )
 
     def _show_units(self, state: str) -> None:
         if not self._console.is_terminal or self._n_units == 0:

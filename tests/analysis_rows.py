@@ -321,6 +321,84 @@ def removal_rows(config: RunConfig, draw: random.Random, *, example_id: int, is_
     ]
 
 
+def add_search(
+    store: ResultStore,
+    *,
+    p_gen: tuple[float, ...] = (0.1, 0.3, 0.6),
+    p_mem: tuple[float, ...] = (0.05, 0.1, 0.3),
+    width: tuple[float, ...] = (0.25,),
+    seed: int = 0,
+    stopped: frozenset[tuple[float, float]] = frozenset(),
+    **data: object,
+) -> list[dict]:
+    """Write and return a search's trials, a unit each, and a control a width; `stopped` are (p_gen, p_mem)."""
+    points = [(g, m) for g in p_gen for m in p_mem]
+    rows = []
+    for factor in width:
+        control = search_rows(seed=seed, width=factor, **data)
+        trials = [search_rows(g, m, seed=seed, width=factor, stopped=(g, m) in stopped, **data) for g, m in points]
+        for unit in (control, *trials):
+            store.write("dropout_search", unit[0]["run_id"], table_from_rows("dropout_search", unit))
+            rows += unit
+    return rows
+
+
+def search_rows(
+    p_gen: float | None = None,
+    p_mem: float | None = None,
+    *,
+    seed: int = 0,
+    width: float = 0.25,
+    stopped: bool = False,
+    **data: object,
+) -> list[dict]:
+    """One trial, or the control: more generalization neurons learn more, and leak more; few starve."""
+    is_tied = p_gen is not None and p_mem is not None
+    dropout = DropoutConfig(kind="example_tied", p_gen=p_gen, p_mem=p_mem) if is_tied else DropoutConfig()
+    config = RunConfig(
+        data=DataConfig(name="digits", holdout=0.1, **data),
+        model=ModelConfig(width=width),
+        dropout=dropout,
+        training=TrainingConfig(epochs=9),
+        seed=seed,
+    )
+    draw = random.Random(config.run_id)
+    learned = 0.97 - 0.4 * (0.5 - p_gen) ** 2 - 0.2 * p_mem if is_tied else 0.95
+    noisy = 0.02 + 0.9 * p_gen**3 if is_tied else 1.0
+    row = {
+        "run_id": config.run_id,
+        "dataset": "digits",
+        "model": "resnet9",
+        "seed": seed,
+        "noise_fraction": 0.1,
+        "dropout": config.dropout.kind,
+        "p_gen": p_gen,
+        "p_mem": p_mem,
+        "width": width,
+        "after": "",
+        "peak_lr": config.training.peak_lr,
+        "config": config_to_json(config),
+        "data_digest": "0",
+        "batchnorm": "final",
+        "epochs": 3 if stopped else 9,
+        "stopped_early": stopped,
+        "validation_accuracy": 0.9 * learned - 0.1 * noisy + draw.gauss(0, 0.003),
+        "validation_curve": [learned * epoch / 9 for epoch in range(4 if stopped else 10)],
+        "clean_accuracy": learned,
+        "noisy_accuracy": noisy,
+        "test_accuracy": learned + draw.gauss(0, 0.005),
+        "scaled_test_accuracy": learned if is_tied else None,
+        "n_validation": 140,
+        "n_clean": 1170,
+        "n_noisy": 130,
+        "n_test": 360,
+    }
+    if not is_tied or stopped:
+        return [row]
+    again = {"batchnorm": "recalibrated", "validation_curve": None, "scaled_test_accuracy": None}
+    return [row, {**row, **again, "validation_accuracy": row["validation_accuracy"] - 0.01}]
+
+
 VARIANTS = (  # mode, batchnorm, rescaled
     ("tied", "final", False),
     ("scaled", "final", False),

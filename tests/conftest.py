@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from sweeping import launch
@@ -35,12 +37,19 @@ def small_run() -> RunConfig:
 
 
 @pytest.fixture
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
 def start():
     """Starts sweeps that do not outlive their test."""
     started = []
 
-    def start_one(results, *options):
-        started.append(launch(results, *options))
+    def start_one(results, *options, **script):
+        started.append(launch(results, *options, **script))
         return started[-1]
 
     yield start_one

@@ -19,14 +19,15 @@ TINY += ["--dropouts", "none"]
 TIMEOUT = 600  # seconds; a busy machine takes several times what a quiet one does
 
 
-def launch(results, *options):
-    command = [sys.executable, str(ROOT / "sweeps" / "full_paper.py"), *TINY, "--results", str(results), *options]
+def launch(results, *options, script="full_paper.py"):
+    tiny = TINY if script == "full_paper.py" else ()
+    command = [sys.executable, str(ROOT / "sweeps" / script), *tiny, "--results", str(results), *options]
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def sweep(results, *options):
-    process = launch(results, *options)
+def sweep(results, *options, script="full_paper.py"):
+    process = launch(results, *options, script=script)
     out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
@@ -61,8 +62,13 @@ def finished_epochs(results):
     return counts
 
 
+def written(results, *tables):
+    """When each unit's file was written."""
+    return {p: p.stat().st_mtime_ns for table in tables for p in Path(results, table).glob("*.parquet")}
+
+
 def worker_processes(driver, name):
-    """The driver's Ray workers that are at work on `name`, as Ray writes it into their titles."""
+    """The Ray workers below the process `driver` that are at work on `name`, as Ray writes it into their titles."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended between listing and looking

@@ -4,14 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import boto3
+import moto
 import pytest
 
-pytest.importorskip("boto3", reason="boto3 is not installed: make cluster-environment")
-moto = pytest.importorskip("moto", reason="moto is not installed: make cluster-environment")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of boto3's and moto's own making
-
-import boto3  # noqa: E402
-
 CLUSTER = Path(__file__).parent.parent / "cluster"
 IMAGE = "ami-03cf127a"
 

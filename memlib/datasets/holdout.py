@@ -1,8 +1,13 @@
-"""A test split for a source that has none: every fifth example."""
+"""Examples held out of a training set: as the test split of a source that has none, or to validate a run on."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from memlib.datasets.image_set import ImageSet
 from memlib.errors import InputError
@@ -27,3 +32,22 @@ def hold_out(images: ImageSet, name: str) -> tuple[ImageSet, ImageSet]:
             "without a training image; add a test split, or more images of that class."
         )
     return train, test
+
+
+def draw_holdout(
+    n: int, share: float, generator: torch.Generator
+) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " held_out"]]:
+    """Return the positions of n examples that are kept, and of the floor(share * n) held out, both ascending.
+
+    Every example is as likely to be held out as any other, whatever its label.
+
+    Raises:
+        InputError: that would hold out none, or leave fewer than two.
+    """
+    count = math.floor(Fraction(str(share)) * n)  # in decimal, as the share of wrong labels
+    if not 0 < count <= n - 2:
+        raise InputError(
+            f"data.holdout is {share}, which holds out {count} of {n} training images; hold out at least 1 and leave 2."
+        )
+    order = torch.randperm(n, generator=generator, device=generator.device).cpu()
+    return order[count:].sort().values, order[:count].sort().values

@@ -1,0 +1,88 @@
+"""What a search found, in words: the choice by validation, and what it is worth on the test set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from memlib.model_selection import Row, best_setting, controls_of, finished_settings, gains_on_test, mean_of
+from memlib.results import ResultStore
+from memlib.trials import TABLE, trial_unit
+from sweeps.search_plan import OWN_PLACES, SearchPlan
+
+PAPER_GAINS = {"cifar10": 3.4, "mnist": 0.3, "svhn": 0.1}  # points on test, Table 1: after minus before
+
+
+def print_report(plan: SearchPlan, store: ResultStore, console: Console) -> None:
+    """Print what the finished trials of a search say."""
+    wanted = {trial_unit(run).unit_id for run in plan.runs}
+    rows = [row for row in store.read(TABLE).to_pylist() if row["unit_id"] in wanted]
+    for line in report_lines(rows, plan.controls[0].data.name):
+        console.print(line)
+
+
+def report_lines(rows: Sequence[Row], dataset: str) -> list[str]:
+    """Return the lines of the report on the rows of one search."""
+    trials = [row for row in rows if row["dropout"] == "example_tied" and row["batchnorm"] == "final"]
+    n_stopped = sum(row["stopped_early"] for row in trials)
+    lines = [f"{len(trials)} trials: {len(trials) - n_stopped} trained to the end, {n_stopped} stopped early"]
+    chosen = best_setting(rows)
+    if not chosen:
+        return [*lines, "no trial was trained to the end yet: nothing to choose from."]
+    lines.append(f"best by validation: {_setting(chosen[0])}")
+    lines.append(
+        f"  validation {_percent(chosen, 'validation_accuracy')}; memorization neurons dropped: "
+        + ", ".join(f"{split} {_percent(chosen, f'{split}_accuracy')}" for split in ("clean", "noisy", "test"))
+    )
+    controls = controls_of(chosen, rows)
+    if not controls:
+        return [*lines, "  its control without dropout is not finished: no gain to report."]
+    lines.append(
+        f"no dropout at the same budget: validation {_percent(controls, 'validation_accuracy')}; "
+        + ", ".join(f"{split} {_percent(controls, f'{split}_accuracy')}" for split in ("clean", "noisy", "test"))
+    )
+    return [*lines, *_gain_lines(chosen, rows, dataset)]
+
+
+def _gain_lines(chosen: Sequence[Row], rows: Sequence[Row], dataset: str) -> list[str]:
+    gain, error = _gain(chosen, rows)
+    n_seeds = len(chosen)
+    paper = PAPER_GAINS.get(dataset)
+    beside = (
+        f"the paper reports {PAPER_GAINS['cifar10']:+.1f} on CIFAR-10 and nothing for this data set"
+        if paper is None
+        else f"the paper reports {paper:+.1f}, which is {'exceeded' if gain > paper else 'not reached'}"
+    )
+    lines = [
+        f"gain on test over no dropout: {gain:+.1f} points (± {error:.1f}, sampling of the test images; "
+        f"{n_seeds} seed{'s' if n_seeds > 1 else ''}); {beside}"
+    ]
+    comparable = [found for found in finished_settings(rows) if controls_of(found, rows)]
+    highest = max(comparable, key=lambda found: _gain(found, rows)[0])
+    lines.append(
+        f"largest gain of any setting trained to the end: {_gain(highest, rows)[0]:+.1f} points with "
+        f"{_setting(highest[0])} (found by looking at the test set, so too high to expect)"
+    )
+    return lines
+
+
+def _gain(chosen: Sequence[Row], rows: Sequence[Row]) -> tuple[float, float]:
+    """Return the mean gain on test and its standard error from the number of test images, in points."""
+    gain = 100 * sum(gains := gains_on_test(chosen, rows)) / len(gains)
+    both = [*chosen, *controls_of(chosen, rows)]
+    variance = sum(r["test_accuracy"] * (1 - r["test_accuracy"]) / r["n_test"] for r in both) / len(gains) ** 2
+    return gain, 100 * math.sqrt(variance)
+
+
+def _setting(row: Row) -> str:
+    return (
+        f"p_gen {row['p_gen']:g}, p_mem {row['p_mem']:g}, width {row['width']:g}, after {row['after'] or OWN_PLACES}, "
+        f"peak_lr {row['peak_lr']:g}, BatchNorm {row['batchnorm']}"
+    )
+
+
+def _percent(rows: Sequence[Row], column: str) -> str:
+    values = [row for row in rows if row[column] is not None]
+    return f"{100 * mean_of(values, column):.1f} %" if values else "none"

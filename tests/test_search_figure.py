@@ -1,0 +1,126 @@
+"""The heat map of a search: what is drawn is what the table holds."""
+
+import pytest
+from analysis_rows import add_finished, add_search, make_config, search_rows
+from matplotlib.patches import Rectangle
+
+from analysis import dropout_search
+from analysis.drawn import Drawn, Options
+from analysis.figures import draw_figures
+from analysis.load import load_tables
+from memlib.model_selection import best_setting
+from memlib.results import create_results, table_from_rows
+
+
+@pytest.fixture
+def store(tmp_path):
+    return create_results(tmp_path / "results")
+
+
+def drawn(store):
+    found = list(dropout_search.draw(load_tables(store), Options()))
+    assert all(isinstance(outcome, Drawn) for outcome in found)
+    return found
+
+
+def panels(figure):
+    """The axes with a heat map, by their titles."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def shown(axes):
+    """The drawn values by (p_gen, p_mem)."""
+    p_gen = [float(label.get_text()) for label in axes.get_yticklabels()]
+    p_mem = [float(label.get_text()) for label in axes.get_xticklabels()]
+    values = axes.images[0].get_array()
+    return {
+        (g, m): float(values[i, k]) for i, g in enumerate(p_gen) for k, m in enumerate(p_mem) if not values.mask[i, k]
+    }
+
+
+def patches(axes, **wanted):
+    return [
+        p
+        for p in axes.patches
+        if isinstance(p, Rectangle) and all(getattr(p, f"get_{k}")() == v for k, v in wanted.items())
+    ]
+
+
+def test_each_cell_shows_its_trial_with_final_statistics_and_titles_the_control(store):
+    rows = add_search(store, width=(0.25, 0.5), stopped=frozenset({(0.1, 0.05)}))
+    (figure,) = drawn(store)
+    assert (figure.name, figure.source.n_rows, figure.source.seeds) == (
+        "dropout_search-digits-resnet9",
+        len(rows),
+        (0,),
+    )
+    found = panels(figure.figure)
+    for measure, head in (("noisy_accuracy", "noisy training examples"), ("test_accuracy", "test examples")):
+        for width in (0.25, 0.5):
+            chosen = [r for r in rows if r["width"] == width and r["batchnorm"] == "final"]
+            (control,) = [r[measure] for r in chosen if r["dropout"] == "none"]
+            axes = found[f"{head}\nwidth {width}; no dropout: {control:.3f}"]
+            expected = {(r["p_gen"], r["p_mem"]): r[measure] for r in chosen if r["dropout"] != "none"}
+            assert shown(axes) == pytest.approx(expected)
+            texts = [text.get_text() for text in axes.texts]
+            assert sum("[3]" in text for text in texts) == 1
+            assert len(patches(axes, hatch="////")) == 1
+
+
+def test_the_best_setting_by_validation_is_framed_once_a_measure_and_told_with_its_gain(store):
+    rows = add_search(store, width=(0.25, 0.5))
+    (figure,) = drawn(store)
+    (best,) = best_setting(rows)
+    framed = {title: patches(axes, linewidth=2) for title, axes in panels(figure.figure).items()}
+    assert {title for title, frames in framed.items() if frames} == {
+        title for title in framed if f"width {best['width']:g};" in title
+    }
+    (frame,) = next(frames for frames in framed.values() if frames)
+    place = (sorted({r["p_mem"] for r in rows if r["p_mem"]}).index(best["p_mem"]),)
+    assert round(frame.get_x() + 0.47) == place[0]
+    (control,) = [r for r in rows if r["dropout"] == "none" and r["width"] == best["width"]]
+    gain = 100 * (best["test_accuracy"] - control["test_accuracy"])
+    assert f"p_gen {best['p_gen']:g}, p_mem {best['p_mem']:g}" in figure.caption
+    assert f"the gain on test is {gain:+.1f} points" in figure.caption
+
+
+def test_what_was_not_tried_is_left_grey(store):
+    for point in ((0.1, 0.1), (0.3, 0.2), ()):
+        found = search_rows(*point)
+        store.write("dropout_search", found[0]["run_id"], table_from_rows("dropout_search", found))
+    (figure,) = drawn(store)
+    for axes in panels(figure.figure).values():
+        assert set(shown(axes)) == {(0.1, 0.1), (0.3, 0.2)}
+
+
+def test_seeds_are_averaged_and_searches_on_other_data_are_not(store):
+    rows = [*add_search(store, seed=0), *add_search(store, seed=1)]
+    add_search(store, limit=500)
+    many, few = sorted(drawn(store), key=lambda figure: figure.source.seeds, reverse=True)
+    assert (many.name, few.name) == (
+        "dropout_search-digits-resnet9-data.limit=none",
+        "dropout_search-digits-resnet9-data.limit=500",
+    )
+    test = next(axes for title, axes in panels(many.figure).items() if title.startswith("test"))
+    cell = [r["test_accuracy"] for r in rows if (r["p_gen"], r["p_mem"], r["batchnorm"]) == (0.3, 0.1, "final")]
+    assert len(cell) == 2
+    assert shown(test)[0.3, 0.1] == pytest.approx(sum(cell) / 2)
+
+
+def test_a_search_before_any_trial_has_ended_is_drawn_without_a_choice(store):
+    found = search_rows(0.1, 0.1, stopped=True)
+    store.write("dropout_search", "unit", table_from_rows("dropout_search", found))
+    (figure,) = drawn(store)
+    assert "No trial was trained to the end." in figure.caption
+    assert all("no control yet" in title for title in panels(figure.figure))
+
+
+def test_trials_are_in_no_other_figure_and_no_search_is_no_figure(store, tmp_path):
+    config = make_config(seed=0)
+    add_finished(store, config)
+    assert drawn(store) == []
+    before, _ = draw_figures(load_tables(store), tmp_path / "before", only=["learning_curves"])
+    add_search(store)
+    after, _ = draw_figures(load_tables(store), tmp_path / "after", only=["learning_curves"])
+    assert [path.name for path in before] == [path.name for path in after]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(before, after, strict=True) if a.suffix == ".png")
