@@ -3,8 +3,9 @@
 In turn in one process: (a) ours; (b) a plain step without accounting, on the same numeric path;
 (c) the obvious way, written out below: decoded PIL images through a DataLoader with 2 workers,
 float32, contiguous, three backward passes, every gradient copied to the CPU. (d) is ours forced to
-the other precision. Printed are medians, ratios, and the share of this machine's measured matrix
-rate that the convolutions' FLOPs amount to. `--save` keeps the rows in bench/results/training.json.
+the other precision. Printed are medians, ratios, and the share of this machine's matrix rate in
+the same precision, as measured here, that the convolutions' FLOPs amount to. `--save` keeps the rows in
+bench/results/training.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timing import matrix_rate, save, time_in_turn
+from timing import matrix_rates, save, time_in_turn
 from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -29,13 +30,13 @@ from memlib.config import ModelConfig, Precision
 from memlib.gradient_accounting import add_to_sums_, zero_sums
 from memlib.models import build_model
 from memlib.precision import autocast, resolve_precision
+from memlib.pruning import model_size
 from memlib.training import TrainingState, training_step
-from sweeps.costs import forward_flops
 
 SHAPE = (3, 32, 32)
 BATCHES_AN_EPOCH = 4  # of the obvious way's loader
 PASSES = {"(a)": 5, "(b)": 3, "(c)": 7, "(d)": 5}  # forward 1, each backward 2
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Batch = tuple[Tensor, Tensor, Tensor]  # uint8 images, labels, is_noisy
 
 
 class PilImages(Dataset):
@@ -64,10 +65,12 @@ def sgd(model: nn.Module, *, fused: bool) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused)
 
 
-def ours(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torch.device) -> Callable[[], None]:
-    """Return a step of memlib's training with accounting."""
+def ours(
+    data: Batch, precision: Precision, device: torch.device, *, model: nn.Module | None = None
+) -> Callable[[], None]:
+    """Return a step of memlib's training with accounting, by default of a fresh ResNet-9."""
     images, labels, is_noisy = (t.to(device) for t in data)
-    model = network(device).to(memory_format=torch.channels_last)
+    model = (network(device) if model is None else model).to(memory_format=torch.channels_last)
     state = TrainingState(model, sgd(model, fused=True), resolve_precision(precision, device))
     sums = zero_sums(list(model.parameters()))
 
@@ -78,10 +81,12 @@ def ours(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torc
     return step
 
 
-def plain(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: torch.device) -> Callable[[], None]:
+def plain(
+    data: Batch, precision: Precision, device: torch.device, *, model: nn.Module | None = None
+) -> Callable[[], None]:
     """Return a step without accounting, on the same numeric path as ours."""
     images, labels, _ = (t.to(device) for t in data)
-    model = network(device).to(memory_format=torch.channels_last)
+    model = (network(device) if model is None else model).to(memory_format=torch.channels_last)
     optimizer = sgd(model, fused=True)
 
     def step() -> None:
@@ -94,7 +99,7 @@ def plain(data: tuple[Tensor, Tensor, Tensor], precision: Precision, device: tor
     return step
 
 
-def obvious(data: tuple[Tensor, Tensor, Tensor], device: torch.device) -> Callable[[], None]:
+def obvious(data: Batch, device: torch.device) -> Callable[[], None]:
     """Return a step as one would first write it."""
     model = network(device)
     optimizer = sgd(model, fused=False)
@@ -131,12 +136,17 @@ def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str,
     return sorted(((name, t / total) for name, t in times.items()), key=lambda item: -item[1])[:8]
 
 
-def random_batch(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return uint8 images, labels and is_noisy (a tenth), as large as CIFAR-10's."""
+def random_batch(size: int, shape: tuple[int, int, int] = SHAPE) -> Batch:
+    """Return uint8 images, labels and is_noisy (a tenth), by default as large as CIFAR-10's."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (size, *SHAPE), dtype=np.uint8)
+    images = rng.integers(0, 256, (size, *shape), dtype=np.uint8)
     labels, is_noisy = rng.integers(0, 10, size), rng.random(size) < 0.1
     return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(is_noisy)
+
+
+def precision_of(way: str) -> str:
+    """Return the precision a way computes in, from its name; the obvious way's is float32."""
+    return "bfloat16" if "bfloat16" in way else "float32"
 
 
 def measure(batch: int, rounds: int, device: torch.device) -> dict[str, object]:
@@ -151,8 +161,8 @@ def measure(batch: int, rounds: int, device: torch.device) -> dict[str, object]:
         f"(d) ours, {other}": ours(data, other, device),
     }
     seconds = {way: statistics.median(times) for way, times in time_in_turn(steps, rounds, device).items()}
-    flops = forward_flops(network(torch.device("cpu")), SHAPE)
-    rates = {name: matrix_rate(dtype, device) for name, dtype in DTYPES.items()}
+    flops = model_size(network(torch.device("cpu")), SHAPE).flops
+    rates = matrix_rates(device)
     a_seconds = next(iter(seconds.values()))
     rows = [
         {
@@ -161,6 +171,7 @@ def measure(batch: int, rounds: int, device: torch.device) -> dict[str, object]:
             "ratio": median / a_seconds,
             "flops_per_second": (rate := PASSES[way[:3]] * flops * batch / median),
             "share_of_float32_matrix_rate": rate / rates["float32"],
+            "share_of_its_matrix_rate": rate / rates[precision_of(way)],
         }
         for way, median in seconds.items()
     ]
@@ -182,7 +193,7 @@ def main() -> None:
         print(
             f"{row['way']:24} {row['images_per_second']:8.1f} images/s, ours is {row['ratio']:.2f} times as fast, "
             f"{row['flops_per_second'] / 1e9:.0f} GFLOP/s "
-            f"= {row['share_of_float32_matrix_rate']:.2f} of the float32 matrix rate"
+            f"= {row['share_of_its_matrix_rate']:.2f} of the matrix rate in its precision"
         )
     print("matrix rates:", ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in measured["matrix_rates"].items()))
     print("ours by operation:", ", ".join(f"{name} {share:.0%}" for name, share in measured["profile"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from memlib.storage import Storage
 
 FORMAT = "memlib-checkpoint-1"
 LAST = "last.safetensors"
+_FOLDER = "checkpoints"
 _PREFIX = "epoch-"
 _SUFFIX = ".safetensors"
 
@@ -52,15 +53,15 @@ class CheckpointFolder:
         Raises:
             InputError: that epoch was not kept (the message lists those that were), or the file is damaged.
         """
-        kept = self.epochs()
-        if epoch not in kept:
-            raise InputError(f"run {self.run_id} kept no checkpoint at epoch {epoch}; it kept {list(kept)}.")
-        return dict(self._load(_epoch_name(epoch)).tensors)
+        try:
+            return dict(self._load(_epoch_name(epoch)).tensors)
+        except FileNotFoundError:
+            kept = list(self.epochs())
+            raise InputError(f"run {self.run_id} kept no checkpoint at epoch {epoch}; it kept {kept}.") from None
 
     def epochs(self) -> tuple[int, ...]:
         """Return the epochs that were kept, in order."""
-        names = [n for n in self.storage.names(self._folder) if n.startswith(_PREFIX)]
-        return tuple(sorted(int(n.removeprefix(_PREFIX).removesuffix(_SUFFIX)) for n in names))
+        return _kept(self.storage.names(self._folder))
 
     def save_last(self, checkpoint: Checkpoint) -> None:
         """Replace what the unfinished run continues from."""
@@ -72,7 +73,10 @@ class CheckpointFolder:
         Raises:
             InputError: the file is damaged.
         """
-        return self._load(LAST) if self.storage.exists(f"{self._folder}/{LAST}") else None
+        try:
+            return self._load(LAST)
+        except FileNotFoundError:
+            return None
 
     def remove_unfinished(self) -> None:
         """Remove what a killed writer of this run left behind."""
@@ -84,7 +88,7 @@ class CheckpointFolder:
 
     @property
     def _folder(self) -> str:
-        return f"checkpoints/{self.run_id}"
+        return f"{_FOLDER}/{self.run_id}"
 
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
         self.storage.write(f"{self._folder}/{name}", to_bytes(checkpoint))
@@ -92,6 +96,11 @@ class CheckpointFolder:
     def _load(self, name: str) -> Checkpoint:
         path = f"{self._folder}/{name}"
         return from_bytes(self.storage.read(path), where=f"{self.storage.location}/{path}")
+
+
+def kept_epochs(storage: Storage) -> dict[str, tuple[int, ...]]:
+    """Return the epochs that each run kept, in order, from one listing."""
+    return {run_id: _kept(names) for run_id, names in storage.names_by_folder(_FOLDER).items()}
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
@@ -144,6 +153,11 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
     broken = [name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise InputError(f"state {where} has non-finite values in {broken[0]!r} ({len(broken)} tensors in all).")
+
+
+def _kept(names: Iterable[str]) -> tuple[int, ...]:
+    epochs = (n.removeprefix(_PREFIX).removesuffix(_SUFFIX) for n in names if n.startswith(_PREFIX))
+    return tuple(sorted(int(epoch) for epoch in epochs))
 
 
 def _epoch_name(epoch: int) -> str:

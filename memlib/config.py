@@ -9,6 +9,7 @@ changed. Which checkpoints are kept moves no number and is left out of the ident
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -204,7 +205,7 @@ class RunConfig:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; give a whole number from 0 upwards.")
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Return the 16 hexadecimal digits that identify the run by the settings that can move its numbers."""
         settings = different_from_defaults(config_from_json(config_to_json(self)))  # 1 and 1.0 are one setting

@@ -10,7 +10,8 @@ the newest compact file, so no row is ever read twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memlib.errors import InputError, unknown
-from memlib.storage import Storage, check_writable, open_storage
+from memlib.storage import Patience, Storage, check_writable, open_storage
 
 SCHEMA_VERSION = 1
+READERS = 16  # files read at once: an object store answers each after tens of milliseconds
 _VERSION_KEY = b"memlib_schema_version"
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
 _COMPACT = "compact-"
+_ROW_GROUP = 2**17  # rows; readers skip the groups whose runs they do not want
+_MANY_ROWS = 50_000  # from here on the columns of a file are read by several threads
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -243,14 +247,32 @@ class ResultStore:
         """
         schema = _schema_of(table)
         wanted = list(columns or schema.names)
-        pieces, seen = [schema.empty_table().select(wanted)], set()
-        for name in self._newest_first(table):
-            rows, units = self._read_file(table, name, [*dict.fromkeys(["unit_id", *wanted])])
-            if seen & units:
-                rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
-            seen |= units
-            pieces.append(rows.select(wanted))
-        return pa.concat_tables(pieces)
+        return pa.concat_tables([schema.empty_table().select(wanted), *self._pieces(table, wanted)])
+
+    def files(self, table: str) -> list[str]:
+        """Return the paths of a table's files in its storage: where a unit is in several, the first of them holds."""
+        _schema_of(table)
+        return [f"{table}/{name}" for name in self._newest_first(table)]
+
+    def contents(self, paths: Sequence[str]) -> Iterator[bytes]:
+        """Yield the content of each file; many are under way at once, as each waits its turn."""
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(self.storage.read, paths)
+
+    def units_in(self, path: str, metadata: Mapping[bytes, bytes] | None) -> set[str]:
+        """Return the units that have rows in the file at `path`, given its Parquet metadata.
+
+        Raises:
+            InputError: it is of another schema version.
+        """
+        metadata = metadata or {}
+        _check_version(self._where(path), metadata.get(_VERSION_KEY, b"none").decode())
+        own = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+        return set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {own}
+
+    def damaged(self, path: str, error: Exception) -> InputError:
+        """Return the error that names the file at `path`, which cannot be read, and says what to do."""
+        return InputError(f"result file {self._where(path)} is damaged ({error}); delete it and run the sweep again.")
 
     def units(self, table: str) -> set[str]:
         """Return the ids of the units that have written to `table`; raises like `read`."""
@@ -279,14 +301,15 @@ class ResultStore:
         names = self._newest_first(table)
         if len(names) < 2:
             return len(names)
-        written = {name: self.storage.modified(f"{table}/{name}") for name in names}
+        written = self.storage.modified(table)
         last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
         self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
-        for name in names:
-            if self.storage.modified(f"{table}/{name}") == written[name]:
-                self.storage.delete(f"{table}/{name}")
+        now = self.storage.modified(table)
+        unchanged = [f"{table}/{name}" for name in names if name in now and now[name] == written[name]]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self.storage.delete, unchanged))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -295,29 +318,41 @@ class ResultStore:
         return own + sorted((n for n in names if n.startswith(_COMPACT)), reverse=True)
 
     def _units_of(self, table: str, name: str) -> set[str]:
-        metadata = self._open(table, name).schema_arrow.metadata or {}
-        return set(json.loads(metadata[_UNITS_KEY]))
+        path = f"{table}/{name}"
+        return self.units_in(path, self._open(path, self.storage.read(path)).schema_arrow.metadata)
 
-    def _read_file(self, table: str, name: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
-        file = self._open(table, name)
+    def _pieces(self, table: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield each file's rows, without those that an earlier file holds anew."""
+        with_unit, seen = [*dict.fromkeys(["unit_id", *columns])], set()
+        with ThreadPoolExecutor(READERS) as pool:
+            for rows, units in pool.map(lambda path: self._read_file(table, path, with_unit), self.files(table)):
+                if seen & units:
+                    rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
+                seen |= units
+                yield rows.select(columns)
+
+    def _read_file(self, table: str, path: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
+        file = self._open(path, self.storage.read(path))
+        units = self.units_in(path, file.schema_arrow.metadata)
         schema = pa.schema([_schema_of(table).field(column) for column in columns], _schema_of(table).metadata)
-        metadata = file.schema_arrow.metadata or {}
-        units = set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {name.removesuffix(".parquet")}
         try:
-            return file.read(columns=columns).cast(schema), units
+            rows = file.read(columns=columns, use_threads=file.metadata.num_rows > _MANY_ROWS)
+            return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema), units
+        except OSError as error:
+            raise self.damaged(path, error) from error
         except (pa.ArrowInvalid, ValueError) as error:
-            where = f"{self.storage.location}/{table}/{name}"
-            raise InputError(f"result file {where} does not have the columns of table {table!r}: {error}.") from error
+            raise InputError(
+                f"result file {self._where(path)} does not have the columns of table {table!r}: {error}."
+            ) from error
 
-    def _open(self, table: str, name: str) -> pq.ParquetFile:
-        where = f"{self.storage.location}/{table}/{name}"
+    def _open(self, path: str, content: bytes) -> pq.ParquetFile:
         try:
-            file = pq.ParquetFile(pa.BufferReader(self.storage.read(f"{table}/{name}")))
+            return pq.ParquetFile(pa.BufferReader(content))
         except pa.ArrowInvalid as error:
-            raise InputError(f"result file {where} is damaged ({error}); delete it and run the sweep again.") from error
-        version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
-        _check_version(where, version)
-        return file
+            raise self.damaged(path, error) from error
+
+    def _where(self, path: str) -> str:
+        return f"{self.storage.location}/{path}"
 
 
 def create_results(location: str | Path) -> ResultStore:
@@ -328,24 +363,35 @@ def create_results(location: str | Path) -> ResultStore:
     """
     storage = open_storage(location)
     check_writable(storage)
-    if not storage.exists(_MARKER):
+    if not _is_marked(storage):
         storage.write(_MARKER, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-    return open_results(location)
+    return ResultStore(storage)
 
 
-def open_results(location: str | Path) -> ResultStore:
+def open_results(location: str | Path, patience: Patience | None = None) -> ResultStore:
     """Return the store at a local folder or URI for reading.
+
+    `patience`: how long it is tried again when it refuses; default: not at all.
 
     Raises:
         InputError: there are no results, or another schema version wrote them.
     """
-    storage = open_storage(location)
-    if not storage.exists(_MARKER):
+    storage = open_storage(location, patience)
+    if not _is_marked(storage):
         raise InputError(
             f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
         )
-    _check_version(storage.location, str(json.loads(storage.read(_MARKER)).get("schema_version")))
     return ResultStore(storage)
+
+
+def _is_marked(storage: Storage) -> bool:
+    """Return whether a results folder begins here; raises InputError if another schema version wrote it."""
+    try:
+        marker = storage.read(_MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    _check_version(storage.location, str(json.loads(marker).get("schema_version")))
+    return True
 
 
 def table_from_rows(table: str, rows: Iterable[Mapping[str, object]]) -> pa.Table:
@@ -373,7 +419,7 @@ def _to_parquet(rows: pa.Table, units: set[str] | None = None) -> memoryview:
     if units is not None:
         rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _UNITS_KEY: json.dumps(sorted(units))})
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP)
     buffer = sink.getvalue()
     if pq.read_metadata(pa.BufferReader(buffer)).num_rows != rows.num_rows:
         raise OSError("a Parquet file lost rows while it was written; nothing was stored.")

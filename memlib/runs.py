@@ -11,7 +11,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +172,17 @@ def _follow(
         on_epoch(records[-1])
 
 
-def is_finished(config: RunConfig, store: ResultStore, finished: Set[str]) -> bool:
-    """Return whether the run is among the `finished` ones and kept every state `config` asks for."""
+def is_finished(
+    config: RunConfig, store: ResultStore, finished: Set[str], kept: Mapping[str, Sequence[int]] | None = None
+) -> bool:
+    """Return whether the run is among the `finished` ones and kept every state `config` asks for.
+
+    kept: the epochs each run kept (`kept_epochs`); default: looked up for this run.
+    """
     if config.run_id not in finished:
         return False
-    return set(config.checkpoint_epochs) <= set(CheckpointFolder(store.storage, config.run_id).epochs())
+    epochs = CheckpointFolder(store.storage, config.run_id).epochs() if kept is None else kept.get(config.run_id, ())
+    return set(config.checkpoint_epochs) <= set(epochs)
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
@@ -207,13 +213,20 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
 
 @functools.cache
 def code_version() -> str:
-    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once."""
+    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once.
+
+    `uninstalled` stands for the version where the sources are used without having been installed.
+    """
+    try:
+        installed = version("memlib")
+    except PackageNotFoundError:
+        installed = "uninstalled"
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return version("memlib")
-    return f"{version('memlib')}+{commit}"
+        return installed
+    return f"{installed}+{commit}"
 
 
 def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[str, object]) -> pa.Table:

@@ -108,7 +108,10 @@ def train(
     """
     state = _start(model, config, device)
     state.dynamics = start_dynamics(len(data.train))
+    kept = set(config.checkpoint_epochs)
     if checkpoints is not None:
+        # What an earlier training of this run kept is written anew too: all states of a run belong together.
+        kept |= set(checkpoints.epochs())
         _continue(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
@@ -123,7 +126,7 @@ def train(
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
         if checkpoints is not None:
-            _save(state, data, config, checkpoints)
+            _save(state, data, config, checkpoints, keep=epoch in kept)
         yield state.records[-1]
     return state.dynamics
 
@@ -191,7 +194,7 @@ def training_step(
     with _step_numerics(state, device):
         logits = _logits(state, inputs, ids, device)
         loss, gradients = split_gradients(logits, labels, is_noisy, parameters)
-    _step(state, [clean + noisy for clean, noisy in zip(gradients.clean, gradients.noisy, strict=True)])
+    _step(state, torch._foreach_add(gradients.clean, gradients.noisy))
     return loss, gradients
 
 
@@ -314,10 +317,11 @@ def _continue(state: TrainingState, data: TrainingData, config: RunConfig, check
     state.records = records
 
 
-def _save(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
+def _save(
+    state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder, *, keep: bool
+) -> None:
     facts = _facts(state, data, config)
-    # What an earlier training of this run kept is written anew too: all states of a run belong together.
-    if state.epoch in {*config.checkpoint_epochs, *checkpoints.epochs()}:
+    if keep:
         checkpoints.save_epoch(state.epoch, state.model, facts)
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}

@@ -7,6 +7,7 @@ computes at once: the units of one run that share their work.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Unit:
     experiment: str  # the table it writes
     settings: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def unit_id(self) -> str:
         """Return the 16 hexadecimal digits that identify the unit."""
         return short_hash({"run": self.run.run_id, "experiment": self.experiment, **self.settings})

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from memlib.errors import InputError
 from sweeps.autoscaling import CLUSTER_FILE, Growth, read_growth
+from sweeps.equipment import CODE_VARIABLE, equipment
 
 SECONDS_TO_ANSWER = 5.0
 SECONDS_FOR_A_WORKER = 1200.0  # a new machine boots and installs
@@ -28,6 +30,8 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that reports its error has no accuracy to report
 }
+# What every process of a cluster is told of this one's variables; credentials are each machine's own.
+PASSED_ON = ("MEMLIB_STORAGE_PATIENCE",)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,13 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     import ray  # noqa: PLC0415 - after the environment above
 
     try:
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address or "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=_passed_on() if address else None,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
@@ -88,6 +98,13 @@ def stop_ray() -> None:
     import ray  # noqa: PLC0415
 
     ray.shutdown()
+
+
+def _passed_on() -> dict[str, Any]:
+    # A submitted job's variables reach its workers already, and Ray refuses to be told twice.
+    names = () if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else PASSED_ON
+    known = {name: os.environ[name] for name in names if name in os.environ}
+    return {"env_vars": {**known, CODE_VARIABLE: equipment().code}}
 
 
 def _on_head() -> bool:

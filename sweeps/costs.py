@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,25 +19,17 @@ from memlib.models import build_model
 from memlib.results import ResultStore
 from memlib.units import Task
 from sweeps.cluster import Capacity
+from sweeps.estimates import RunCost, Work, sweep_seconds
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
+from sweeps.resources import trial_resources
+from sweeps.throughput import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP, Throughput, measure_throughput, measured_elsewhere
 from sweeps.wanted import ToDo
 
-PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
-PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
 PASSES_PER_RETRAINING_STEP = 2  # one forward, one backward through what lies behind the group
 STEPS_OF_A_SEARCH = 5  # units removed until an example flips, on average (docs/results.md)
 PASSES_OF_A_SEARCH = 2  # one forward, one backward to the gates
 SHARE_BEHIND_A_GROUP = 0.55  # of a forward pass, on average over the groups of ResNet-9
-SHARE_OF_MATRIX_RATE = 0.7  # what training reaches of a plain matrix product's rate (docs/performance.md)
-
-
-@dataclass(frozen=True)
-class RunCost:
-    """FLOPs (2 a multiply-add) of training and per-epoch evaluation; bytes of the checkpoints kept."""
-
-    flops: float
-    checkpoint_bytes: int
 
 
 @dataclass(frozen=True)
@@ -74,8 +65,12 @@ def describe_plan(
             f"{sum(cost.flops for _, cost in chosen) / 1e12:.3g} TFLOP"
         )
     n_bytes = sum(cost.checkpoint_bytes for cost in costs.values())
-    estimate = estimate_time(list(costs.values()), task_costs, capacity)
-    console.print(f"on {capacity}: {estimate}, {n_bytes / 1e6:.0f} MB of checkpoints")
+    work = Work(costs, [(task.run, cost) for task, cost in zip(tasks, task_costs, strict=True)])
+    (estimate,) = estimate_times([work], datasets, capacity)
+    at_once = _at_once(to_do.runs, capacity)
+    console.print(f"on {capacity}: {estimate}, {at_once} runs at once, {n_bytes / 1e6:.0f} MB of checkpoints")
+    for line in _elsewhere(work):
+        console.print(line)
     check_disk(place.store, n_bytes)
 
 
@@ -87,9 +82,10 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     forward = image_flops(config, dataset)
     evaluated = n_train + len(dataset.test)
     per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
+    in_training = forward * config.training.epochs * per_step * n_train
     n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
-    flops = forward * (config.training.epochs * per_step * n_train + n_evaluations * evaluated)
-    return RunCost(flops, n_bytes * (len(config.checkpoint_epochs) + 4))  # + 4: the state to continue from, twice
+    kept = len(config.checkpoint_epochs) + 4  # + 4: the state to continue from, twice
+    return RunCost(in_training + forward * n_evaluations * evaluated, n_bytes * kept, in_training)
 
 
 def train_size(config: RunConfig, dataset: Dataset) -> int:
@@ -115,51 +111,49 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
         return RunCost(n_passes * image_flops(task.run, dataset), 0)
     if task.experiment == "cross_validation":
         held_out = n_train / settings["folds"]
-        n_passes = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out) + 2 * n_train + held_out
-        return RunCost(n_passes * image_flops(task.run, dataset), 0)
+        trained = settings["epochs"] * PASSES_PER_PLAIN_STEP * (n_train - held_out)
+        forward = image_flops(task.run, dataset)
+        return RunCost((trained + 2 * n_train + held_out) * forward, 0, trained * forward)
     if task.experiment == "retraining":
         epochs = settings.get("epochs", RetrainingConfig().epochs)
         n_passes = epochs * (evaluated + PASSES_PER_RETRAINING_STEP * sizes[settings["trained_on"]])
     return RunCost(SHARE_BEHIND_A_GROUP * n_passes * image_flops(task.run, dataset), 0)
 
 
-def sweep_seconds(runs: Sequence[RunCost], tasks: Sequence[RunCost] = (), *, lanes: int, rate: float) -> float:
-    """Return the estimated wall time of runs, then tasks, on `lanes` threads or cards of `rate` FLOP/s each.
+def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
+    """Return how many of the runs the cluster has room for at once, if all ask for as much as the largest."""
+    if not runs:
+        return 0
+    wanted = [trial_resources(run, capacity, n_runs=len(runs)) for run in runs]
+    room = capacity.cpus // max(w.cpus for w in wanted)
+    share = max(w.gpu for w in wanted)
+    return min(len(runs), room, int(capacity.gpus / share) if share else room)
 
-    A run takes its equal share of the lanes and cannot be split further, so the longest is a lower bound.
-    """
-    effective = rate * SHARE_OF_MATRIX_RATE
-    longest = max((cost.flops for cost in runs), default=0.0) / (effective * max(1, lanes // max(1, len(runs))))
-    trained = max(longest, sum(cost.flops for cost in runs) / (effective * lanes))
-    return trained + sum(cost.flops for cost in tasks) / (effective * lanes)
 
-
-def estimate_time(runs: Sequence[RunCost], tasks: Sequence[RunCost], capacity: Capacity) -> str:
-    """Return the estimated wall time of runs, then tasks, in words; a matrix product is timed for it."""
+def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capacity: Capacity) -> list[str]:
+    """Return the estimated wall time of each in words; a few training steps of each kind of run are timed for it."""
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
-        return "time not estimated (this process has no GPU to measure)"
+        return ["time not estimated (this process has no GPU to measure)"] * len(works)
+    throughputs: dict[RunConfig, Throughput] = {}
+    alike: dict[tuple[object, ...], Throughput] = {}
+    for run in {run for work in works for run in [*work.runs, *(run for run, _ in work.tasks)]}:
+        key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run))
+        if key not in alike:
+            dataset = datasets[dataset_key(run)]
+            alike[key] = measure_throughput(run, dataset, image_flops(run, dataset), device)
+        throughputs[run] = alike[key]
     lanes = capacity.gpus or capacity.cpus
-    return f"about {duration(sweep_seconds(runs, tasks, lanes=lanes, rate=measure_matrix_rate(device)))}"
+    return [f"about {duration(sweep_seconds(work, throughputs, lanes=lanes))}" for work in works]
 
 
-def measure_matrix_rate(device: torch.device) -> float:
-    """Return this machine's FLOP/s on a float32 matrix product with one thread (or the GPU), measured in a moment."""
-    size = 4096 if device.type == "cuda" else 1024
-    a = torch.ones(size, size, device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = [_time_product(a) for _ in range(5)]
-    finally:
-        torch.set_num_threads(threads)
-    return 2 * size**3 / min(times)
-
-
-def _time_product(a: torch.Tensor) -> float:
-    started = time.perf_counter()
-    (a @ a)[0, 0].item()  # waits for the device
-    return time.perf_counter() - started
+def _elsewhere(work: Work) -> Iterator[str]:
+    """Yield a line for each kind of device that was measured elsewhere with every model of the sweep."""
+    runs = {*work.runs, *(run for run, _ in work.tasks)}
+    for device, by_model in measured_elsewhere().items():
+        if all(run.model.name in by_model for run in runs):
+            seconds = sweep_seconds(work, {run: by_model[run.model.name] for run in runs}, lanes=1)
+            yield f"on one {device}, as measured there: about {duration(seconds)}"
 
 
 def _build(config: RunConfig, dataset: Dataset) -> nn.Module:

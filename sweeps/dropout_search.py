@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from memlib.datasets import Dataset
 from memlib.results import create_results
-from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
-from sweeps.command import DONE, SOME_FAILED, add_places, run_command
+from sweeps.cluster import check_address, stop_ray
+from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
 from sweeps.costs import Place
+from sweeps.failures import storage_patience
 from sweeps.plan import merge, parse_setting
 from sweeps.preflight import check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress
@@ -46,8 +46,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     plan = _plan(options)
     check_names(plan.runs)
     store = create_results(options.results)
-    if store.storage.is_local:
-        options.results = store.storage.root  # absolute: trials run in folders of their own
+    storage_patience()
     search = continue_search(plan, store)
     console.print(
         f"{len(plan.trials)} trials and {len(plan.controls)} controls without dropout wanted, "
@@ -58,9 +57,10 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         if search.to_do:
             datasets = load_datasets(search.to_do, options.data)
             check_runs(search.to_do, datasets, store)
-            capacity = start_ray(options.address, device=options.device, say=console.print)
-            describe_search(search, datasets, Place(capacity, store, console))
-            all_well = options.dry_run or _perform(search, datasets, capacity, options.results, console)
+            place = Place(join_ray(options, console), store, console)
+            describe_search(search, datasets, place)
+            images = share_images(datasets, options, place)
+            all_well = options.dry_run or _perform(search, images, place)
     finally:
         stop_ray()
     if not options.dry_run:
@@ -68,18 +68,16 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     return DONE if all_well else SOME_FAILED
 
 
-def _perform(
-    search: Search, datasets: Mapping[str, Dataset], capacity: Capacity, results: str, console: Console
-) -> bool:
+def _perform(search: Search, images: Mapping[str, Any], place: Place) -> bool:
     """Run what is to do and return whether all of it ended well."""
     # Ray is imported only after its environment is set
-    from sweeps.object_store import put_images
     from sweeps.search_trials import run_search
 
-    with SweepProgress(search.to_do, console, trial_label) as progress:
-        failures = run_search(search, put_images(datasets), results=results, capacity=capacity, progress=progress)
+    results = place.store.storage.uri
+    with SweepProgress(search.to_do, place.console, trial_label) as progress:
+        failures = run_search(search, images, results=results, capacity=place.capacity, progress=progress)
     for run, error in failures:
-        console.print(f"failed: {trial_label(run)}: {error}")
+        place.console.print(f"failed: {trial_label(run)}: {error}")
     return not failures
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
 from memlib.config import RunConfig
-from memlib.datasets import Dataset
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
-from sweeps.cluster import Capacity, check_address, start_ray, stop_ray
-from sweeps.command import DONE, SOME_FAILED, add_places, run_command
+from sweeps.cluster import Capacity, check_address, stop_ray
+from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
 from sweeps.costs import Place, describe_plan
+from sweeps.failures import storage_patience
 from sweeps.plan import (
     AXES,
     DROPOUTS,
@@ -48,17 +49,17 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     capacity = None
     check_address(options.address)
     if options.preset is None:
-        capacity = _start_ray(options, console)
+        capacity = join_ray(options, console)
         options.preset = "paper" if capacity.gpus else "quick"
         console.print(f"no --preset given: Ray sees {capacity.gpus} GPUs, so it is {options.preset}.")
     try:
         wanted = _wanted(options)
         check_names(list(wanted))
+        storage_patience()
         store = create_results(options.results)
         if options.tensorboard and not store.storage.is_local:
             raise InputError(f"--tensorboard needs a local results folder, not {options.results}; leave it out.")
-        if store.storage.is_local:
-            options.results = store.storage.root  # absolute: trials run in folders of their own
+        options.results = store.storage.uri  # trials run in folders and with variables of their own
         to_do = still_to_do(wanted, store, options.data)
         _describe_to_do(to_do, len(wanted), options, console)
         if not to_do.runs and not to_do.tasks:
@@ -69,15 +70,13 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
-        capacity = capacity or _start_ray(options, console)
-        describe_plan(to_do, later, datasets, Place(capacity, store, console))
-        return DONE if options.dry_run else _perform(to_do, later, datasets, capacity, options, console)
+        capacity = capacity or join_ray(options, console)
+        place = Place(capacity, store, console)
+        describe_plan(to_do, later, datasets, place)
+        images = share_images(datasets, options, place)
+        return DONE if options.dry_run else _perform(to_do, later, images, capacity, options, console)
     finally:
         stop_ray()
-
-
-def _start_ray(options: argparse.Namespace, console: Console) -> Capacity:
-    return start_ray(options.address, device=options.device, say=console.print)
 
 
 def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, console: Console) -> None:
@@ -91,17 +90,15 @@ def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, con
 def _perform(
     to_do: ToDo,
     later: Mapping[RunConfig, list[Task]],
-    datasets: Mapping[str, Dataset],
+    images: Mapping[str, Any],
     capacity: Capacity,
     options: argparse.Namespace,
     console: Console,
 ) -> int:
     # Ray is imported only after its environment is set
-    from sweeps.object_store import put_images
     from sweeps.training_runs import Watcher, train_runs
     from sweeps.unit_tasks import TaskPool
 
-    images = put_images(datasets)
     with SweepProgress(to_do.runs, console) as progress:
         pool = TaskPool(images, options.results, capacity, progress)
         pool.add(to_do.tasks)

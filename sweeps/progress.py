@@ -117,6 +117,14 @@ class SweepProgress:
             self._shown[run_id] = time.monotonic()
             self._line(f"{self._name_run(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
+    def lost(self, run_id: str, why: str, restart: str) -> None:
+        """Say that a run lost its process or node and is started again."""
+        self._line(f"lost: {run_label(self._runs[run_id])} ({why}); trying again ({restart})")
+
+    def note(self, run_id: str, text: str) -> None:
+        """Say what a run's process has to say."""
+        self._line(f"{run_label(self._runs[run_id])}: {text}")
+
     def finished(self, run_id: str, error: str | None) -> None:
         """Show how a run ended, early or not, and how many are left."""
         self._left -= 1
@@ -137,6 +145,14 @@ class SweepProgress:
             self._n_units += len(task.units)
             self._to_search[self._name_run(task.run)] += n_examples(task)
         self._show_units("waiting")
+
+    def task_lost(self, task: Task, why: str, restart: str) -> None:
+        """Say that a task lost its process or node and is started again."""
+        self._line(f"lost: {task_label(task)} ({why}); trying again ({restart})")
+
+    def task_note(self, task: Task, text: str) -> None:
+        """Say what a task's process had to say."""
+        self._line(f"{task_label(task)}: {text}")
 
     def task_ended(self, task: Task, error: str | None) -> None:
         """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""
@@ -161,6 +177,16 @@ class SweepProgress:
     def _spell_searched(self, task: Task) -> str:
         label = self._name_run(task.run)
         return f": {self._searched[label]}/{self._to_search[label]} examples" if n_examples(task) else ""
+
+    def gave_up(self, tasks: Sequence[Task], n_failed: int) -> None:
+        """Say that tasks of one experiment on one run are not started, as so many before them failed in a row."""
+        n_units = sum(len(task.units) for task in tasks)
+        self._units[tasks[0].experiment, run_label(tasks[0].run)] -= n_units
+        self._n_units_ended += n_units
+        self._line(
+            f"gave up: {tasks[0].experiment} of {run_label(tasks[0].run)}: {n_failed} tasks in a row failed, "
+            f"{n_units} units are not started"
+        )
 
     def _show_units(self, state: str) -> None:
         if not self._console.is_terminal or self._n_units == 0:

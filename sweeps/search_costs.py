@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
-from sweeps.costs import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP, Place, RunCost, estimate_time, image_flops, run_cost
+from sweeps.costs import Place, estimate_times, image_flops, run_cost
 from sweeps.costs import train_size as n_trained_on
+from sweeps.estimates import RunCost, Work
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.search_plan import Search, SearchPlan
+from sweeps.throughput import PASSES_PER_PLAIN_STEP, PASSES_PER_STEP
 
 
 def describe_search(search: Search, datasets: Mapping[str, Dataset], place: Place) -> None:
@@ -29,9 +31,10 @@ def describe_search(search: Search, datasets: Mapping[str, Dataset], place: Plac
     place.console.print(
         f"{plan.epochs} epochs each, or fewer: compared after {cuts or 'none'}, one in {plan.space.reduction:g} goes on"
     )
+    works = [Work({}, list(zip(to_do, costs, strict=True))) for costs in (least, most)]
+    shortest, longest = estimate_times(works, datasets, place.capacity)
     place.console.print(
-        f"on {place.capacity}: {_flops(least)} to {_flops(most)} TFLOP, "
-        f"{estimate_time((), least, place.capacity)} to {estimate_time((), most, place.capacity)}, "
+        f"on {place.capacity}: {_flops(least)} to {_flops(most)} TFLOP, {shortest} to {longest}, "
         f"at most {n_bytes / 1e6:.0f} MB of checkpoints"
     )
     check_disk(place.store, n_bytes)
@@ -52,11 +55,13 @@ def trial_cost(run: RunConfig, dataset: Dataset, ends: Mapping[int, float]) -> R
     passes = PASSES_PER_STEP if run.training.gradient_accounting else PASSES_PER_PLAIN_STEP
     judged = n + n_held_out + 2 * len(dataset.test)
     judged_again = 2 * n + n_held_out + len(dataset.test)  # with recalibrated statistics, at the end only
-    n_passes = sum(
-        share * (epochs * (passes * n + n_held_out) + judged + (judged_again if epochs == run.training.epochs else 0))
+    in_training = sum(share * epochs * passes * n for epochs, share in ends.items())
+    n_passes = in_training + sum(
+        share * (epochs * n_held_out + judged + (judged_again if epochs == run.training.epochs else 0))
         for epochs, share in ends.items()
     )
-    return RunCost(n_passes * image_flops(run, dataset), 0)
+    forward = image_flops(run, dataset)
+    return RunCost(n_passes * forward, 0, in_training * forward)
 
 
 def _flops(costs: Sequence[RunCost]) -> str:

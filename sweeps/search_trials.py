@@ -19,18 +19,18 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from memlib.config import RunConfig, config_from_json
 from memlib.datasets import Dataset
-from memlib.results import open_results
+from memlib.results import ResultStore
 from memlib.tasks import record_unit
 from memlib.trials import conclude_trial, perform_trial, trial_unit
 from memlib.units import Task
 from sweeps.cluster import Capacity
-from sweeps.failures import record
+from sweeps.failures import open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import SweepProgress
 from sweeps.resources import task_resources
 from sweeps.search_plan import Search
-from sweeps.training_runs import Watcher, fit_trials, report_epoch, work_in_trial
+from sweeps.training_runs import Watcher, fit_trials, report_epoch, report_note, work_in_trial
 from sweeps.unit_tasks import TaskPool
 
 
@@ -114,13 +114,13 @@ def _search_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: s
 
     def work(run: RunConfig, device: torch.device) -> None:
         dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
-        perform_trial(run, dataset, open_results(results), device=device, on_epoch=report_epoch)
+        perform_trial(run, dataset, open_patiently(results, report_note), device=device, on_epoch=report_epoch)
 
     work_in_trial(trial, work, lambda run, device, error: _record(results, run, device, error))
 
 
-def _conclude(task: Task, dataset: Dataset, results: str, device: torch.device) -> None:
-    conclude_trial(task.run, dataset, open_results(results), device=device)
+def _conclude(task: Task, dataset: Dataset, store: ResultStore, device: torch.device) -> None:
+    conclude_trial(task.run, dataset, store, device=device)
 
 
 def _record_lost(results: str, run: RunConfig, error: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,11 +21,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from memlib.config import RunConfig, config_from_json, config_to_json
-from memlib.results import open_results
 from memlib.runs import perform_run, record_failure
 from memlib.training import EpochRecord
 from sweeps.cluster import Capacity
-from sweeps.failures import RESTARTS, describe_error, record
+from sweeps.equipment import check_code
+from sweeps.failures import RESTARTS, TAKEN_BACK, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import EpochReport, SweepProgress
@@ -125,6 +126,7 @@ class _Listener(tune.Callback):
         self._record_lost = record_lost
         self._progress = watcher.progress
         self._errors: dict[str, str] = {}
+        self._losses: dict[str, int] = {}  # counted so far, by run
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore that is never made; a terminal cannot be pickled."""
@@ -142,6 +144,8 @@ class _Listener(tune.Callback):
     ) -> None:
         if "error" in result:
             self._errors[_run_id(trial)] = result["error"]
+        elif "note" in result:
+            self._progress.note(_run_id(trial), result["note"])
         elif "accuracies" in result:
             report = EpochReport(result["epoch"], result["seconds"], result["accuracies"])
             self._progress.epoch(_run_id(trial), report)
@@ -154,6 +158,16 @@ class _Listener(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._watcher.idle()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        """Say why a trial is started again; a node that was taken back with notice is not counted."""
+        run_id, n = _run_id(trial), trial.run_metadata.num_failures
+        if n == self._losses.get(run_id, 0):
+            self._progress.lost(run_id, TAKEN_BACK, "not counted")
+            return
+        self._losses[run_id] = n
+        message = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._progress.lost(run_id, describe_loss(message.rpartition("Failure #")[2]), f"{n} of {RESTARTS}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Record a run whose process was lost more often than it is restarted."""
@@ -178,7 +192,7 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
                 report_epoch(record)
 
             dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
-            perform_run(run, dataset, open_results(results), device=device, on_epoch=report)
+            perform_run(run, dataset, open_patiently(results, report_note), device=device, on_epoch=report)
 
     work_in_trial(trial, work, lambda run, device, error: _record(run, results, device, error))
 
@@ -194,11 +208,17 @@ def work_in_trial(
     device = torch.device("cuda" if granted.get("GPU") else "cpu")
     torch.set_num_threads(int(granted["CPU"]))
     try:
+        check_code()
         work(run, device)
     except RayError:  # the node that held the images is gone: try again elsewhere
         raise
     except Exception as error:
         tune.report({"error": record_error(run, device, describe_error(error))})
+
+
+def report_note(text: str) -> None:
+    """Tell the driver from within a trial what its user should know."""
+    tune.report({"note": text})
 
 
 def report_epoch(record: EpochRecord) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memlib.checkpoints import kept_epochs
 from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
@@ -35,9 +36,10 @@ def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStor
         InputError: an experiment asks for a layer group or a checkpoint that a finished run does not have, or
             a result file is damaged.
     """
-    finished = store.finished_runs()
-    runs = [run for run in wanted if not is_finished(run, store, finished)]
-    trained = {run: experiments for run, experiments in wanted.items() if run not in runs}
+    finished, kept = store.finished_runs(), kept_epochs(store.storage)
+    runs = [run for run in wanted if not is_finished(run, store, finished, kept)]
+    unfinished = {run.run_id for run in runs}
+    trained = {run: experiments for run, experiments in wanted.items() if run.run_id not in unfinished}
     names = _group_names(store, [run for run, asked in trained.items() if asks_for_groups(asked)], root)
     tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names.get(run, ()))]
     return ToDo(runs, missing_tasks(tasks, done_units(store)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from sweeping import launch
@@ -32,6 +34,13 @@ def small_run() -> RunConfig:
             "noise": {"fraction": 0.2},
         },
     )
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture

@@ -62,8 +62,13 @@ def finished_epochs(results):
     return counts
 
 
+def written(results, *tables):
+    """When each unit's file was written."""
+    return {p: p.stat().st_mtime_ns for table in tables for p in Path(results, table).glob("*.parquet")}
+
+
 def worker_processes(driver, name):
-    """The driver's Ray workers that are at work on `name`, as Ray writes it into their titles."""
+    """The Ray workers below the process `driver` that are at work on `name`, as Ray writes it into their titles."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended between listing and looking

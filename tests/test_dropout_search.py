@@ -89,6 +89,7 @@ def _assert_nothing_left(results, final):
         assert folder.epochs() == (() if row["stopped_early"] else (8,))
 
 
+@pytest.mark.slow  # a Ray of its own; that a run's own error is final and recorded is tested of full_paper.py
 def test_a_trial_that_diverges_fails_alone_and_is_named(tmp_path):
     code, out, _ = sweep(tmp_path, *OPTIONS, "--peak-lr", "1e30", "--samples", "1", **SCRIPT)
     assert code == 1

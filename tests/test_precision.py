@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from memlib.precision import autocast
+from memlib.precision import autocast, has_fast_bfloat16, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -34,3 +34,23 @@ def test_which_attention_is_used_is_left_as_it_was():
         raise KeyError
     assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "avx512_f": True}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False, "amx_tile": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True, "amx_tile": True}, True),
+        ({"cpu_name": "Intel Xeon", "amx_bf16": True, "amx_tile": False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_fast_on_amx_and_on_amds_dot_products(capabilities, fast):
+    assert has_fast_bfloat16(capabilities) is fast
+
+
+def test_a_precision_that_is_asked_for_is_taken_and_auto_is_the_same_every_time():
+    assert [resolve_precision(p, CPU) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert len({resolve_precision("auto", CPU) for _ in range(3)}) == 1

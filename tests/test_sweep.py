@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 
 import pytest
 from sweeping import TIMEOUT, TINY, assert_same_results, finished_epochs, sweep, wait_for, worker_processes
@@ -27,6 +28,7 @@ def test_a_sweep_prints_one_line_an_event_and_nothing_else(undisturbed):
         r"2 runs wanted, 0 done, 2 to do; results: .*",
         r"  [0-9a-f]{16}  digits resnet9 noise 0.1 seed [01]: [\d.e-]+ TFLOP",
         r"on \d+ CPUs and 0 GPUs: about .*, \d+ MB of checkpoints",
+        r"on one .*, as measured there: about .*",  # where a card was measured
         r"started: digits resnet9 noise 0.1 seed [01]",
         r"digits resnet9 noise 0.1 seed [01]: epoch \d+/12  clean .* left",
         r"done: digits resnet9 noise 0.1 seed [01] in \d+ (s|min) \([01] to go\)",
@@ -87,6 +89,7 @@ def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
     assert "started again: " in out
+    assert len(re.findall(r"lost: digits .* \(its process was lost\); trying again \(1 of 3\)", out)) == 1, out
     assert_same_results(results, undisturbed[0])
 
 
@@ -123,14 +126,19 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk, start):
+def fill(ballast):
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk, start, monkeypatch):
+    monkeypatch.setenv("MEMLIB_STORAGE_PATIENCE", "1")
     results, ballast = small_disk / "results", small_disk / "ballast"
     assert sweep(results, *TRAIN_ONLY, "--epochs", "1", "--seeds", "0")[0] == 0
     driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
-    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(4096))
+    fill(ballast)
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 1, out + err
     assert "the disk or quota holding the results is full" in out
@@ -139,6 +147,20 @@ def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(s
     code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     assert code == 0, out + err
     assert open_results(results).read("runs").num_rows == 2
+
+
+def test_a_disk_that_is_full_for_a_while_is_waited_for_and_said_in_two_lines(small_disk, start):
+    results, ballast = small_disk / "results", small_disk / "ballast"
+    driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
+    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    fill(ballast)
+    time.sleep(3.0)
+    ballast.unlink()
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 0, out + err
+    assert len(re.findall(r"seed 0: .*results refuses \(.*No space left.*\); it is tried again", out)) == 1, out
+    assert len(re.findall(r"seed 0: .*results answers again after \d+ s", out)) == 1, out
+    assert open_results(results).read("epochs").num_rows == 31 * 3
 
 
 def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from sweeping import TIMEOUT, assert_same_results, sweep, wait_for, worker_processes
+from sweeping import TIMEOUT, assert_same_results, sweep, wait_for, worker_processes, written
 
 from memlib.results import open_results
 
@@ -25,11 +25,6 @@ def undisturbed(tmp_path_factory):
     code, out, err = sweep(results, *OPTIONS)
     assert (code, err) == (0, ""), out + err
     return results, out
-
-
-def written(results, *tables):
-    """When each unit's file was written."""
-    return {p: p.stat().st_mtime_ns for table in tables for p in Path(results, table).glob("*.parquet")}
 
 
 def test_every_unit_of_every_group_is_done_and_says_so(undisturbed):
@@ -74,6 +69,7 @@ def test_a_task_whose_process_is_killed_is_repeated_without_duplicates(undisturb
     worker_processes(driver, "ray::_perform")[0].kill()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
+    assert len(re.findall(r"lost: .* of digits .* \(its process was lost\); trying again \(1 of 3\)", out)) == 1, out
     assert_same_results(results, undisturbed[0])
 
 

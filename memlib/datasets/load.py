@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import platformdirs
-
 from memlib.datasets.checks import check_dataset
 from memlib.datasets.embedded import load_embedded_digits
 from memlib.datasets.image_folder import load_image_folder
@@ -41,7 +39,7 @@ def load_dataset(name: str, *, root: Path | None = None, image_size: int | None 
     elif kind == "digits":
         dataset = _resized(load_embedded_digits(), image_size)
     else:
-        dataset = _load_named(name, root or Path(platformdirs.user_cache_dir("memlib")), image_size)
+        dataset = _load_named(name, root or _cache_folder(), image_size)
     check_dataset(dataset)
     return dataset
 
@@ -70,6 +68,12 @@ def _check_path(name: str, path: str) -> None:
         raise InputError(f"data set {name!r}: {place} is empty; put the images there or give another path.")
     if kind == "folder" and not place.is_dir():
         raise InputError(f"data set {name!r}: {place} is a file; give a folder with one subfolder a class.")
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_dir  # where a root is given, a machine without this package will do
+
+    return Path(user_cache_dir("memlib"))
 
 
 def _load_named(name: str, root: Path, image_size: int | None) -> Dataset:
