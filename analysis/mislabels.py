@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import polars as pl
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from analysis.captions import count, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
-from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
+from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.load import Results
 from analysis.style import REFERENCE, Stroke, house_style, new_figure, place_legend_below
 from memlib.errors import InputError
@@ -31,6 +30,7 @@ MEASURES: Mapping[str, tuple[str, Stroke]] = {
     "average_precision": ("average precision", Stroke("#CC79A7", "", "s")),
     "precision_at_noise_count": ("precision at the noise count", Stroke("#E69F00", "", "D")),
 }
+_JUDGED = ("run_id", "seed", "example_id", "split", "mode", "assigned", "is_noisy", "prediction", "margin", "loss")
 _FLAGGED = ("issue_precision", "issue_recall")
 _ROW = 0.28  # inches a method
 
@@ -45,8 +45,10 @@ class Found:
 
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield the label-error figure, one a cell: every method's AUROC, average precision and precision at the count."""
-    rows = results.table("examples").filter(split="train")
-    return draw_each("mislabels", rows, results.cells, partial(_draw, results=results), missing=None)
+    for cell in results.cells:  # one after the other: their examples are most of all rows there are
+        rows = results.collect(results.scan("examples", cell).filter(split="train").select(_JUDGED))
+        if not rows.is_empty():
+            yield _draw(f"mislabels-{cell.stem}", cell, rows, results=results)
 
 
 def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
@@ -54,7 +56,7 @@ def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
 
     examples: the cell's rows of table `examples`; runs without noisy ones are left out.
     """
-    dynamics, folds = (cell.rows(results.table(name)) for name in ("dynamics", "cross_validation"))
+    dynamics, folds = (results.collect(results.scan(name, cell)) for name in ("dynamics", "cross_validation"))
     rows, without = [], None
     for run_id, seed in examples.select("run_id", "seed").unique().sort("seed", "run_id").iter_rows():
         own = examples.filter(run_id=run_id).to_arrow()

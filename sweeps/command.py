@@ -59,7 +59,7 @@ def share_images(datasets: Mapping[str, Dataset], options: argparse.Namespace, p
         return {}
     images = put_images(datasets)
     if options.address is not None:
-        n_nodes = check_nodes(place.store, images)
+        n_nodes = check_nodes(place.store, images, with_gpus=place.capacity.gpus > 0)
         place.console.print(f"checked {n_nodes} nodes: all run this code, write the results and see the images")
     return images
 
