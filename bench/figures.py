@@ -2,8 +2,7 @@
 
 The results are made up as the paper's sweep would leave them (`made_up_results.py`), in many small files, and
 once more after `compact`. What is measured: wall and CPU seconds of all its processes, the largest one's peak
-memory, and the most that all of them had at once. 200,000 rows, or with `--full` the 10 million of the goal.
-`--save` keeps it in bench/results/figures.json.
+memory, and the most that all of them had at once. `--save` keeps it in bench/results/figures.json.
 """
 
 from __future__ import annotations
@@ -81,15 +80,14 @@ def _resident(process: psutil.Process) -> int:
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description="Time all figures from large results.")
-    parser.add_argument("--rows", type=float, default=2e5)
-    parser.add_argument("--full", action="store_true", help="10 million rows")
+    parser.add_argument("--rows", type=float, default=1e7)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="keep the rows in bench/results/figures.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results, figures = Path(folder) / "results", Path(folder) / "figures"
         store = create_results(results)
-        counts = make_up_results(store, 10_000_000 if options.full else int(options.rows))
+        counts = make_up_results(store, int(options.rows))
         print(f"{sum(counts.values())} rows: {json.dumps(counts)}", flush=True)
         measured: dict[str, dict[str, object]] = {
             "a file a unit of work": measure_command(results, figures, options.cores)
@@ -99,11 +97,8 @@ def main() -> None:
         for way, found in measured.items():
             print(f"{way}: {json.dumps(found)}")
     if options.save:
-        rows = [{"way": way, **found} for way, found in measured.items()]
-        n_rows = sum(counts.values())
-        save(
-            "figures", {"rows": rows}, torch.device("cpu"), result_rows=n_rows, tables=counts, cores_used=options.cores
-        )
+        ways = [{"way": way, **found} for way, found in measured.items()]
+        save("figures", {"rows": counts, "ways": ways}, torch.device("cpu"), cores_used=options.cores)
 
 
 if __name__ == "__main__":
