@@ -128,7 +128,7 @@ def _spell_layers(shares: pl.DataFrame) -> str:
 
 def _plot(title: str, rows: pl.DataFrame, shares: pl.DataFrame) -> Figure:
     with house_style():
-        figure = new_figure(title, height=2.3 + 0.6 * height_of_labels(shares["layer"]), width=PAGE_WIDTH)
+        figure = new_figure(title, height=2.6 + 1.0 * height_of_labels(shares["layer"]), width=PAGE_WIDTH)
         flips, drops, layers = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
         strokes = {kind: STROKES[kind] for kind in _kinds_of(rows)}
         plot_flips(flips, rows, strokes)
