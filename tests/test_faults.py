@@ -26,6 +26,7 @@ IMPATIENT = {
     "RAY_health_check_timeout_ms": "30000",
     "RAY_AUTH_MODE": "disabled",
 }
+WHY = {"its node was lost", "its process was lost"}  # a node's death may be known later than that of its processes
 LOST = re.compile(r"lost: (.*) \((.*)\); trying again \((.*)\)")
 # As a cloud's notice reaches Ray: the node takes no more work, and is gone at the deadline.
 DRAIN = """
@@ -33,7 +34,7 @@ import sys, time
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-deadline = int((time.time() + 2) * 1000)
+deadline = int((time.time() + 0.3) * 1000)
 accepted, refusal = GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], reason, "spot", deadline)
 sys.exit(0 if accepted else refusal)
 """
@@ -97,7 +98,9 @@ def test_a_node_lost_during_a_trial_costs_the_epoch_in_flight_and_is_said_in_one
     cluster.add_node(num_cpus=1)
     out = ended_well(driver, results, undisturbed)
     assert "checked 3 nodes" in out
-    assert LOST.findall(out) == [("digits resnet9 noise 0.1 seed 0", "its node was lost", "1 of 3")], out
+    ((run, why, restart),) = LOST.findall(out)
+    assert (run, restart) == ("digits resnet9 noise 0.1 seed 0", "1 of 3")
+    assert why in WHY, out
 
 
 def test_a_node_lost_during_a_task_repeats_no_finished_unit_and_is_said_in_one_line(
@@ -113,7 +116,8 @@ def test_a_node_lost_during_a_task_repeats_no_finished_unit_and_is_said_in_one_l
     out = ended_well(driver, results, undisturbed)
     lost = LOST.findall(out)
     assert 1 <= len(lost) <= 2, out  # the task at work, and one that was already on its way there
-    assert {(why, restart) for _, why, restart in lost} == {("its node was lost", "1 of 3")}
+    assert {restart for _, _, restart in lost} == {"1 of 3"}
+    assert {why for _, why, _ in lost} <= WHY
     assert done.items() <= written(results, "rewinding", "retraining").items()
 
 
@@ -123,7 +127,7 @@ def test_a_node_that_leaves_with_notice_is_not_counted_as_a_failure(cluster, und
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2, seconds=TIMEOUT)
     node = node_of(cluster, work_on("ImplicitFunc"))
     subprocess.run([sys.executable, "-c", DRAIN, cluster.address, node.node_id], check=True)
-    time.sleep(0.5)
+    time.sleep(0.5)  # the notice's deadline has passed: only then does Ray call a loss the expected one
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGTERM)
     cluster.add_node(num_cpus=1)
     out = ended_well(driver, results, undisturbed)
