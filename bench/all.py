@@ -37,10 +37,10 @@ BENCHMARKS = (
         ("--parts", "rewinding", "retraining", "--images", "32", "--epochs", "3", "--rounds", "1", *ONE_THREAD),
         ("--images", "500"),
     ),
-    Benchmark("critical_units.py", (*SEARCH, *ONE_THREAD), ONE_THREAD, needs_data=True),
+    Benchmark("critical_units.py", (*SEARCH, *ONE_THREAD), (*ONE_THREAD, "--trade-off"), needs_data=True),
     Benchmark("example_tied_dropout.py", ("--batch", "64", "--rounds", "3", *ONE_THREAD)),
     Benchmark("loading.py", ("--rounds", "3", *ONE_THREAD)),
-    Benchmark("figures.py", (), ("--full",)),
+    Benchmark("figures.py", ("--rows", "1e6")),
     Benchmark("estimates.py", ("--tiny",)),
 )
 BY_HAND = ("gpu.py", "scale.py", "driver_kills.py")  # those that want a GPU or a cluster of their own

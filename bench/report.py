@@ -122,8 +122,9 @@ def _batches(content: Content) -> Row:
 
 
 def _figures(content: Content) -> Row:
-    ours = content["rows"][0]
-    return (f"{_n(ours['seconds'])} s", "", "", "")
+    ours, n_rows = content["ways"][0], sum(content["rows"].values())
+    reached = f"{n_rows / 1e6:.0f} million rows in {_n(ours['seconds'])} s, {ours['peak_mb_together'] / 1e3:.1f} GB"
+    return (reached, "", "", "")
 
 
 def _estimates(content: Content) -> Row:
@@ -152,7 +153,7 @@ def _ways(name: str) -> Callable[[Mapping[str, Content]], str]:
         content = results.get(name)
         if content is None:
             return f"Not measured yet (`bench/results/{name}.json` is missing)."
-        rows = content["rows"]
+        rows = content.get("ways") or content["rows"]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         body = (tuple(_cell(row.get(column)) for column in columns) for row in rows)
         return f"{where(content)}\n\n{markdown([c.replace('_', ' ') for c in columns], body)}"

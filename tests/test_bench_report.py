@@ -52,6 +52,15 @@ def test_every_benchmark_is_run_by_the_one_command(bench):
     assert saving <= run, saving - run
 
 
+def test_figures_are_reported_by_their_rows_time_and_memory(bench):
+    machine = {"device": "cpu", "cpu_model": "AMD EPYC", "threads": 1, "date": "2026-11-26"}
+    way = {"way": "a file a unit of work", "seconds": 18.5, "peak_mb_together": 1500}
+    results = {"figures": {**machine, "rows": {"epochs": 4_000_000, "examples": 6_000_000}, "ways": [way]}}
+    (row,) = [row for row in bench[1].summary_rows(results) if row[0] == "figures"]
+    assert row[1] == "10 million rows in 18.5 s, 1.5 GB"
+    assert "| a file a unit of work | 18.5 | 1500 |" in bench[1].TABLES["figures"](results)
+
+
 def test_a_benchmark_without_its_data_is_named_and_not_run(bench):
     scripts, _ = bench
     (search,) = [b for b in scripts.BENCHMARKS if b.script == "critical_units.py"]

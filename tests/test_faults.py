@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -151,22 +152,23 @@ def test_a_folder_that_is_not_shared_is_named_for_each_node_before_any_compute(c
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["memlib-results.json"]
 
 
-def test_an_open_cluster_is_told_from_one_that_asks_for_a_token(cluster, tmp_path, free_port):
+def test_an_open_cluster_is_told_from_one_that_asks_for_a_token(cluster, free_port):
     from sweeps.doors import lets_strangers_in
 
     assert lets_strangers_in(cluster.address)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = ["ray", "start", "--head", "--block", f"--port={free_port}", "--num-cpus=0"]
-    command += ["--include-dashboard=false", f"--temp-dir={tmp_path}"]
-    command[0] = os.path.join(os.path.dirname(sys.executable), "ray")
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _accepts(free_port), seconds=TIMEOUT)
-        assert not lets_strangers_in(f"127.0.0.1:{free_port}")
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            process.kill()
-        head.wait()
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    command = [ray, "start", "--head", "--block", f"--port={free_port}", "--num-cpus=0", "--include-dashboard=false"]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # sockets have short paths
+        head = subprocess.Popen([*command, f"--temp-dir={short}"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: _accepts(free_port) or head.poll() is not None, seconds=TIMEOUT)
+            assert head.poll() is None, "the cluster did not start"
+            assert not lets_strangers_in(f"127.0.0.1:{free_port}")
+        finally:
+            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+                process.kill()
+            head.wait()
 
 
 def _accepts(port):

@@ -28,6 +28,7 @@ def test_a_sweep_prints_one_line_an_event_and_nothing_else(undisturbed):
         r"2 runs wanted, 0 done, 2 to do; results: .*",
         r"  [0-9a-f]{16}  digits resnet9 noise 0.1 seed [01]: [\d.e-]+ TFLOP",
         r"on \d+ CPUs and 0 GPUs: about .*, \d+ MB of checkpoints",
+        r"on one .*, as measured there: about .*",  # where a card was measured
         r"started: digits resnet9 noise 0.1 seed [01]",
         r"digits resnet9 noise 0.1 seed [01]: epoch \d+/12  clean .* left",
         r"done: digits resnet9 noise 0.1 seed [01] in \d+ (s|min) \([01] to go\)",
