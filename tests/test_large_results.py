@@ -56,7 +56,7 @@ def test_compacting_what_is_not_there_is_status_2(tmp_path, capsys):
     assert "there are no results at" in capsys.readouterr().err
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9), st.booleans()), max_size=8))
 def test_a_scan_holds_the_rows_that_the_store_reads(tmp_path_factory, writes):
     store = create_results(tmp_path_factory.mktemp("results"))
@@ -159,7 +159,6 @@ def test_several_figures_read_a_table_once(store, monkeypatch):
 values = st.floats(allow_nan=False) | st.none() | st.integers(0, 3).map(float)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["clean", "noisy"]), values), max_size=15))
 def test_shares_above_a_place_are_counted(rows):
     frame = pl.DataFrame(rows, {"run_id": pl.String, "kind": pl.String, "v": pl.Float64}, orient="row")
