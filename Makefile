@@ -15,6 +15,9 @@ test: environment
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
+	$(BIN)/python -m pytest -m lab -rs tests/lab
+
 bench: environment  # minutes; DATA=ROOT adds what needs CIFAR-10, BENCH=--full takes the sizes of the goals
 	$(BIN)/python bench/all.py $(BENCH) $(if $(DATA),--data $(DATA))
 
@@ -26,6 +29,3 @@ environment: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
-
-lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
-	$(BIN)/python -m pytest -m lab -rs tests/lab

@@ -19,6 +19,7 @@ from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.flips import FLIPS, none_flipped, plot_flips, spell_flips, spell_mean
 from analysis.load import Results
+from analysis.means import plot_mean, plot_means
 from analysis.rank_test import spell_test
 from analysis.searched import (
     KINDS,
@@ -44,6 +45,7 @@ from analysis.style import (
 
 _LAYER = ["layer_index", "layer"]
 _SMALLEST_DROP = 0.001  # the axis of drops is linear up to here, logarithmic beyond
+_MOST_MARKED = 30  # layers; markers of more run into each other
 _DROPS = (-1, -0.1, -0.01, 0, 0.001, 0.01, 0.1, 1)
 
 
@@ -126,7 +128,7 @@ def _spell_layers(shares: pl.DataFrame) -> str:
 
 def _plot(title: str, rows: pl.DataFrame, shares: pl.DataFrame) -> Figure:
     with house_style():
-        figure = new_figure(title, height=2.3 + 0.6 * height_of_labels(shares["layer"]), width=PAGE_WIDTH)
+        figure = new_figure(title, height=2.6 + 1.0 * height_of_labels(shares["layer"]), width=PAGE_WIDTH)
         flips, drops, layers = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
         strokes = {kind: STROKES[kind] for kind in _kinds_of(rows)}
         plot_flips(flips, rows, strokes)
@@ -161,17 +163,10 @@ def _plot_layers(axes: Axes, shares: pl.DataFrame) -> None:
     placed = shares.join(layers, on=_LAYER, maintain_order="left")
     for kind, stroke in {**{kind: STROKES[kind] for kind in _kinds_of(shares)}, "all units": REFERENCE}.items():
         chosen = placed.filter(kind=kind)
-        axes.errorbar(
-            chosen["place"].to_numpy(),
-            chosen["mean"].to_numpy(),
-            yerr=chosen["std"].fill_null(0).to_numpy() if chosen["std"].is_not_null().any() else None,
-            fmt=stroke.marker + stroke.line,
-            color=stroke.colour,
-            linewidth=stroke.width,
-            elinewidth=0.8,
-            capsize=1.5,
-            label=kind,
-        )
+        if layers.height > _MOST_MARKED:
+            plot_mean(axes, chosen, x="place", stroke=stroke, label=kind)
+        else:
+            plot_means(axes, chosen["place"].to_numpy(), chosen, stroke, label=kind)
     label_groups(axes, layers["layer"].to_list(), width=PAGE_WIDTH / 3)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer, by depth")

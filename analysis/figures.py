@@ -32,7 +32,7 @@ from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
-from analysis.style import save
+from analysis.saving import Saving
 from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results
@@ -62,12 +62,19 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
 
 
 def draw_figures(
-    results: Results, folder: Path, *, options: Options | None = None, only: Sequence[str] = ()
+    results: Results,
+    folder: Path,
+    *,
+    options: Options | None = None,
+    only: Sequence[str] = (),
+    processes: int = 1,
 ) -> tuple[list[Path], list[Skipped]]:
     """Return the files written to `folder` (the index last; none if nothing was drawn) and what was skipped.
 
     only: names of figures; the others of the folder, and their part of the index, stay as they are.
     Pictures that the folder's index names and that are no longer drawn are removed.
+    processes: how many others save the figures, where there are many; above 1 the caller's main module is imported
+    in each of them.
 
     Raises:
         InputError: a name in `only` is unknown, or the folder cannot be used.
@@ -79,12 +86,14 @@ def draw_figures(
     before = _open_folder(folder)
     kept = [section for section in before if only and _figure_of(section) not in only]
     paths, sections, skipped = [], [], []
-    for outcome in _draw(results, options or Options(), only):
-        if isinstance(outcome, Skipped):
-            skipped.append(outcome)
-            continue
-        paths += [*save(outcome.figure, folder, outcome.name), *save_tables(outcome.tables, folder, outcome.name)]
-        sections.append(describe(outcome))
+    with Saving(folder, processes=processes) as saving:
+        for outcome in _draw(results, options or Options(), only):
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+                continue
+            paths += saving.save(outcome.figure, outcome.name)
+            paths += save_tables(outcome.tables, folder, outcome.name)
+            sections.append(describe(outcome))
     listed = sorted([*kept, *sections], key=lambda section: (_place_of(section), section.name))
     remove_stale(folder, before, {section.name for section in listed})
     index = write_index(folder, listed, skipped, results)
@@ -97,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = Options(gradient_epochs=tuple(given.gradient_epochs))
         results = load_tables(open_results(given.results))
-        paths, skipped = draw_figures(results, Path(given.figures), options=options, only=given.only)
+        n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        paths, skipped = draw_figures(results, Path(given.figures), options=options, only=given.only, processes=n)
     except (InputError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

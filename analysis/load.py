@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import polars as pl
 
 from analysis.cells import Cell, Comparison, find_cells, find_comparisons
+from analysis.scans import scan_table
 from analysis.settings import label_settings
 from memlib.results import ResultStore
 
@@ -21,7 +22,7 @@ _SEVERAL_UNITS = ("retraining", "critical_units", "removed_units")
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The tables of one store; a table is read when it is first asked for.
+    """The tables of one store, read when they are first asked for: whole (`table`), or what is needed (`scan`).
 
     runs: finished runs, with `setting`: what sets a run apart from others of its dataset and model.
     failed: the runs that failed, likewise, each with its error.
@@ -32,7 +33,9 @@ class Results:
     store: ResultStore
     runs: pl.DataFrame
     failed: pl.DataFrame
+    _scans: dict[str, pl.LazyFrame] = field(default_factory=dict, repr=False)
     _tables: dict[str, pl.DataFrame] = field(default_factory=dict, repr=False)
+    _computed: dict[Callable[[Results], pl.DataFrame], pl.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -68,25 +71,67 @@ class Results:
 
     def missing(self, table: str, kind: str = "") -> str:
         """Return why there is no figure of a table without rows, or without rows of one kind, and what to run."""
-        which = f" {kind}" if kind and not self.table(table).is_empty() else ""
+        which = f" {kind}" if kind and not self.collect(self.scan(table).head(1)).is_empty() else ""
         return f"no rows{which} in table {table}; run {self.command}"
+
+    def scan(self, name: str, part: Cell | Comparison | None = None) -> pl.LazyFrame:
+        """Return the finished runs' rows of a result table, lazily, with their dataset, model, seed and setting.
+
+        part: only the rows of this part's runs; of a file that holds no row of them only the footer is read.
+
+        Raises:
+            InputError: a file is damaged or of another schema version.
+        """
+        facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
+        rows = self._rows(name)
+        if part is not None:
+            facts = part.rows(facts)
+            rows = rows.filter(pl.col("run_id").is_in(facts["run_id"].to_list()))
+        return rows.join(facts.lazy(), on="run_id", maintain_order="left")
+
+    def collect(self, rows: pl.LazyFrame) -> pl.DataFrame:
+        """Return the rows of a scan, or of what was made of one.
+
+        Raises:
+            InputError: a file is damaged; the message names it.
+        """
+        try:
+            return rows.collect()
+        except pl.exceptions.PolarsError:
+            for name in self._scans:
+                self.store.read(name)  # names the file, more slowly
+            raise
+
+    def once(self, compute: Callable[[Results], pl.DataFrame]) -> pl.DataFrame:
+        """Return `compute(self)`, computed when it is first asked for: several figures show the same rows."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
 
     @cached_property
     def trials(self) -> pl.DataFrame:
         """The trials of searches over dropout settings, which are no runs."""
-        return _read(self.store, "dropout_search")
+        return self.collect(self._rows("dropout_search").drop("unit_id"))
+
+    def _rows(self, name: str) -> pl.LazyFrame:
+        if name not in self._scans:
+            self._scans[name] = scan_table(self.store, name)
+        return self._scans[name]
 
     def table(self, name: str) -> pl.DataFrame:
-        """Return the finished runs' rows of a result table, with their dataset, model, seed and setting."""
+        """Return all of the finished runs' rows of a result table, with their dataset, model, seed and setting.
+
+        For small tables; of large ones figures scan what they need.
+        """
         if name not in self._tables:
-            facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
-            self._tables[name] = _read(self.store, name).join(facts, on="run_id")
+            dropped = () if name in _SEVERAL_UNITS else ("unit_id",)
+            self._tables[name] = self.collect(self.scan(name).drop(dropped))
         return self._tables[name]
 
 
 def load_tables(store: ResultStore) -> Results:
     """Return the results in a store; only the table `runs` is read now."""
-    runs = _read(store, "runs").sort("dataset", "model", "seed", "run_id")
+    runs = scan_table(store, "runs").drop("unit_id").sort("dataset", "model", "seed", "run_id").collect()
     done = runs["status"] == "done"
     return Results(store, _with_setting(runs.filter(done)), _with_setting(runs).filter(~done))
 
@@ -94,10 +139,3 @@ def load_tables(store: ResultStore) -> Results:
 def _with_setting(runs: pl.DataFrame) -> pl.DataFrame:
     labels = label_settings(runs.select("dataset", "model", "config").iter_rows())
     return runs.with_columns(setting=pl.Series(labels, dtype=pl.String))
-
-
-def _read(store: ResultStore, table: str) -> pl.DataFrame:
-    arrow = store.read(table)
-    if table not in _SEVERAL_UNITS:
-        arrow = arrow.drop_columns(["unit_id"])
-    return typing.cast(pl.DataFrame, pl.from_arrow(arrow, rechunk=False))

@@ -34,13 +34,14 @@ def plot_mean(axes: Axes, curve: pl.DataFrame, *, x: str, stroke: Stroke, label:
 
 
 def plot_means(axes: Axes, places: np.ndarray, rows: pl.DataFrame, stroke: Stroke, *, label: str) -> None:
-    """Draw column `mean` as markers joined by a line, one `std` up and down as error bars."""
+    """Draw column `mean` as markers joined by a line, one `std` up and down as error bars, if any."""
     axes.errorbar(
         places,
         rows["mean"].to_numpy(),
-        yerr=rows["std"].fill_null(0).to_numpy(),
+        yerr=rows["std"].fill_null(0).to_numpy() if rows["std"].is_not_null().any() else None,
         fmt=stroke.marker + stroke.line,
         color=stroke.colour,
+        linewidth=stroke.width,
         elinewidth=0.8,
         capsize=1.5,
         label=label,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import polars as pl
@@ -17,9 +16,11 @@ from matplotlib.figure import Figure
 
 from analysis.captions import count, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
-from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
+from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
+from analysis.dropouts import TIED, config_of
 from analysis.load import Results
 from analysis.style import REFERENCE, Stroke, house_style, new_figure, place_legend_below
+from analysis.tables import MISSING, Column, Table
 from memlib.errors import InputError
 from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.mislabels import Mislabels
@@ -31,6 +32,7 @@ MEASURES: Mapping[str, tuple[str, Stroke]] = {
     "average_precision": ("average precision", Stroke("#CC79A7", "", "s")),
     "precision_at_noise_count": ("precision at the noise count", Stroke("#E69F00", "", "D")),
 }
+_JUDGED = ("run_id", "seed", "example_id", "split", "mode", "assigned", "is_noisy", "prediction", "margin", "loss")
 _FLAGGED = ("issue_precision", "issue_recall")
 _ROW = 0.28  # inches a method
 
@@ -44,9 +46,15 @@ class Found:
 
 
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
-    """Yield the label-error figure, one a cell: every method's AUROC, average precision and precision at the count."""
-    rows = results.table("examples").filter(split="train")
-    return draw_each("mislabels", rows, results.cells, partial(_draw, results=results), missing=None)
+    """Yield the label-error figure, one a cell: every method's AUROC, average precision and precision at the count.
+
+    Of runs without dropout and with example-tied dropout; its other controls say nothing about labels.
+    """
+    judged = [cell for cell in results.cells if config_of(results, cell).dropout.kind in ("none", TIED)]
+    for cell in judged:  # one after the other: their examples are most of all rows there are
+        rows = results.collect(results.scan("examples", cell).filter(split="train").select(_JUDGED))
+        if not rows.is_empty():
+            yield _draw(f"mislabels-{cell.stem}", cell, rows, results=results)
 
 
 def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
@@ -54,7 +62,7 @@ def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
 
     examples: the cell's rows of table `examples`; runs without noisy ones are left out.
     """
-    dynamics, folds = (cell.rows(results.table(name)) for name in ("dynamics", "cross_validation"))
+    dynamics, folds = (results.collect(results.scan(name, cell)) for name in ("dynamics", "cross_validation"))
     rows, without = [], None
     for run_id, seed in examples.select("run_id", "seed").unique().sort("seed", "run_id").iter_rows():
         own = examples.filter(run_id=run_id).to_arrow()
@@ -88,33 +96,32 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Out
         "dotted), average precision, and the share of noisy ones among as many top scores as there are (chance of "
         f"both: {n_noisy / n:.2g}, dotted). Flagged is what a method calls an issue by its own rule, knowing neither "
         f"the wrong labels nor their number. {spread_over(source.seeds)}"
-        f"{'' if found.without is None else f' Not drawn: {found.without}'}\n\n{_table(measures)}"
+        f"{'' if found.without is None else f' Not drawn: {found.without}'}"
     )
-    figure = _plot(cell.title, measures, share=n_noisy / n)
-    return Drawn(figure, name, f"Label errors found: {cell.title}", caption, source)
+    figure, title = _plot(cell.title, measures, share=n_noisy / n), f"Label errors found: {cell.title}"
+    return Drawn(figure, name, title, caption, source, (_table(measures, title, caption),))
 
 
 def _methods_of(measures: pl.DataFrame) -> list[str]:
     return [method for method in METHODS if method in measures["method"]]
 
 
-def _table(measures: pl.DataFrame) -> str:
-    """Return the means over seeds as a Markdown table, a row a method."""
-    columns = [*MEASURES, *_FLAGGED]
+def _table(measures: pl.DataFrame, title: str, caption: str) -> Table:
+    """Return the means over seeds, a row a method."""
     titles = [*(title for title, _ in MEASURES.values()), "flagged: precision", "flagged: recall"]
-    lines = [["method", "evidence", *titles], ["---"] * (2 + len(titles))]
+    rows = []
     for method in _methods_of(measures):
         chosen = measures.filter(method=method)
-        numbers = [_spell(over_seeds(chosen, by=["method"], value=column)) for column in columns]
+        numbers = [_spell(over_seeds(chosen, by=["method"], value=column)) for column in [*MEASURES, *_FLAGGED]]
         runs = chosen.height, measures["run_id"].n_unique()
         judged = "" if runs[0] == runs[1] else f" ({runs[0]} of {count(runs[1], 'run')})"
-        lines.append([f"`{method}`{judged}", chosen["evidence"][0].replace("_", " "), *numbers])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append((f"{method}{judged}", chosen["evidence"][0].replace("_", " "), *numbers))
+    return Table(title, caption, tuple(map(Column, ["method", "evidence", *titles])), tuple(rows))
 
 
 def _spell(means: pl.DataFrame) -> str:
     """Return mean and spread; a dash where there is none, as for the precision of a method that flags nothing."""
-    return "–" if means.is_empty() else mean_and_std(means["mean"][0], means["std"][0])
+    return MISSING if means.is_empty() else mean_and_std(means["mean"][0], means["std"][0])
 
 
 def _plot(title: str, measures: pl.DataFrame, *, share: float) -> Figure:

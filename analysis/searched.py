@@ -26,6 +26,11 @@ MAIN_SEARCH: Mapping[str, str | int | float] = {
     "max_steps": 100,
     "precision": "float32",
 }
+_RUN = ("run_id", "dataset", "model", "seed", "setting")
+_EXAMPLE = (*_RUN, "unit_id", "example_id", "is_noisy", "right_early", "early_epoch", "outcome", "flipped", "n_removed")
+_EXAMPLE += ("n_clean", "n_noisy")
+_REMOVAL = (*_RUN, "example_id", "layer", "layer_index", "n_units", "unit")
+_FEW_VALUES = ("run_id", "dataset", "model", "setting", "layer")  # in very many rows
 _REMOVALS = {"filter": "at its filter", "activation": "at its activation"}
 
 
@@ -38,26 +43,40 @@ def searched_examples(results: Results) -> pl.DataFrame:
     needed: number of units removed until the flip, infinite for an example that did not flip.
     drop: training accuracy before minus after, over clean and noisy examples together.
     """
+    return results.once(_collect_searched)
+
+
+def _collect_searched(results: Results) -> pl.DataFrame:
+    return results.collect(_searched(results.scan("critical_units")))
+
+
+def _searched(rows: pl.LazyFrame) -> pl.LazyFrame:
     accuracies = {when: _training_accuracy(when) for when in ("before", "after")}
-    rows = results.table("critical_units").with_columns(
+    found = rows.select(
+        *_EXAMPLE,
+        *MAIN_SEARCH,
         search=_differing_settings(),
         kind=_kind(),
         needed=pl.when("flipped").then(pl.col("n_removed").cast(pl.Float64)).otherwise(math.inf),
         drop=accuracies["before"] - accuracies["after"],
     )
-    rows = rows.sort(pl.col("n_clean") + pl.col("n_noisy"), "unit_id", descending=[True, False], nulls_last=True)
-    return rows.unique(["run_id", "search", "example_id"], keep="first", maintain_order=True)
+    found = found.sort(pl.col("n_clean") + pl.col("n_noisy"), "unit_id", descending=[True, False], nulls_last=True)
+    return found.unique(["run_id", "search", "example_id"], keep="first", maintain_order=True)
 
 
 def removed_units(results: Results) -> pl.DataFrame:
     """Return a row a removal from the examples that `searched_examples` returns and that flipped.
 
-    With their columns kind, search and the settings of the search.
+    With their columns kind and search.
     """
-    example = ["unit_id", "run_id", "example_id"]
-    flipped = searched_examples(results).filter("flipped").select(*example, "search", *MAIN_SEARCH)
-    rows = results.table("removed_units").with_columns(kind=_kind())
-    return rows.join(flipped, on=example, maintain_order="left")
+    return results.once(_collect_removed)
+
+
+def _collect_removed(results: Results) -> pl.DataFrame:
+    flipped = searched_examples(results).lazy().filter("flipped").select("unit_id", "example_id", "search")
+    rows = results.scan("removed_units").select("unit_id", *_REMOVAL, kind=_kind())
+    rows = rows.join(flipped, on=["unit_id", "example_id"], maintain_order="left").drop("unit_id")
+    return results.collect(rows.with_columns(pl.col(_FEW_VALUES).cast(pl.Categorical)))
 
 
 def not_skipped(rows: pl.DataFrame) -> pl.DataFrame:

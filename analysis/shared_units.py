@@ -6,6 +6,7 @@ Paper: no figure of it; it is asked of the units behind Figure 5.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import polars as pl
 from matplotlib.figure import Figure
@@ -14,7 +15,15 @@ from analysis.captions import mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, source_of
 from analysis.load import Results
-from analysis.searched import KINDS, draw_each_search, heading_of, how_searched, removed_units, title_of
+from analysis.searched import (
+    KINDS,
+    draw_each_search,
+    heading_of,
+    how_searched,
+    removed_units,
+    searched_examples,
+    title_of,
+)
 from analysis.shares import fix_shares, plot_share_above, shares_above
 from analysis.style import STROKES, house_style, new_figure, place_legend_below
 
@@ -27,7 +36,8 @@ _HASH = 2654435761  # odd, so that ids times it differ modulo 2**32; an order th
 def draw(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield, one a cell and search, over how many examples each removed unit is critical."""
     missing = results.missing("removed_units", "of flipped examples")
-    return draw_each_search("shared_units", removed_units(results), results.cells, _draw, missing=missing)
+    draw_part = partial(_draw, examples=searched_examples(results))
+    return draw_each_search("shared_units", removed_units(results), results.cells, draw_part, missing=missing)
 
 
 def of_equally_many(removed: pl.DataFrame) -> pl.DataFrame:
@@ -63,7 +73,7 @@ def measure_overlap(removed: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
+def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, examples: pl.DataFrame) -> Outcome:
     chosen = of_equally_many(rows)
     source, found = source_of("removed_units", chosen), measure_overlap(chosen)
     counted = found.group_by("run_id", maintain_order=True).agg(pl.col("n_examples").first())["n_examples"].sort()
@@ -71,7 +81,7 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
         f"For {cell.title}: share of the removed units that are critical (were removed on the way to a flip) for more "
         "than that many examples, among equally many flipped clean and noisy examples of each run, "
         f"{', '.join(map(str, counted.unique().sort()))} of each kind, drawn in the order of a hash of their ids. "
-        f"{how_searched(rows)} {spread_over(source.seeds)} "
+        f"{how_searched(cell.rows(examples).filter(search=search))} {spread_over(source.seeds)} "
         f"{' '.join(_spell(found.filter(kind=kind), kind) for kind in KINDS if kind in found['kind'])}"
         f"{_spell_both(chosen)}"
     )

@@ -11,6 +11,7 @@ from analysis.cells import over_seeds
 from analysis.style import Stroke
 
 _MOST_STEPS = 200
+_CURVE = ["run_id", "kind"]
 
 
 def shares_above(rows: pl.DataFrame, value: str) -> pl.DataFrame:
@@ -21,8 +22,12 @@ def shares_above(rows: pl.DataFrame, value: str) -> pl.DataFrame:
     values = rows.filter(pl.col(value).is_finite())[value].unique().sort()
     every = -(-len(values) // _MOST_STEPS) or 1
     places = pl.concat([values.gather_every(every), values.tail(1)]).unique().rename("place").cast(pl.Float64)
-    pairs = rows.select("run_id", "kind", value).join(places.to_frame(), how="cross")
-    shares = pairs.group_by("run_id", "kind", "place").agg(share=(pl.col(value) > pl.col("place")).mean())
+    known = rows.select(*_CURVE, pl.col(value).cast(pl.Float64)).drop_nulls(value)
+    grid = known.group_by(_CURVE).agg(n=pl.len()).join(places.to_frame(), how="cross").sort("place")
+    up_to = known.filter(pl.col(value) < math.inf).group_by(*_CURVE, value).agg(n_up_to=pl.len()).sort(value)
+    up_to = up_to.with_columns(pl.col("n_up_to").cum_sum().over(_CURVE))
+    found = grid.join_asof(up_to, left_on="place", right_on=value, by=_CURVE, check_sortedness=False)
+    shares = found.with_columns(share=(pl.col("n") - pl.col("n_up_to").fill_null(0)) / pl.col("n"))
     return over_seeds(shares, by=["kind", "place"], value="share")
 
 

@@ -7,7 +7,6 @@ import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -16,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
+
+from analysis.fonts import font_families
 
 COLUMN_WIDTH = 3.3  # inches, one column of a two-column page
 PAGE_WIDTH = 6.9  # inches, both columns and the gap
@@ -52,7 +53,6 @@ SEQUENCE = "viridis"  # perceptually uniform, colour-blind safe, and in order of
 _LIGHTEST = 0.85  # of the sequence: its yellow end is too light on white
 
 _STYLE: Mapping[str, object] = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so files are the same on every machine
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -84,7 +84,7 @@ def house_style() -> Iterator[None]:
     """Run a block in our style, whatever the user's matplotlib is set to, and give their settings back."""
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     with matplotlib.rc_context():
-        matplotlib.rcParams.update(typing.cast(typing.Any, {**defaults, **_STYLE}))
+        matplotlib.rcParams.update(typing.cast(typing.Any, {**defaults, **_STYLE, **_font_settings()}))
         yield
 
 
@@ -187,13 +187,10 @@ def use_log_scale(axes: Axes, values: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter("{x:.2g}")
 
 
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.png and `name`.pdf and return their paths; the same figure gives the same bytes."""
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    with house_style():
-        figure.savefig(png, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return png, pdf
+def _font_settings() -> dict[str, object]:
+    families = font_families()
+    powers = {f"mathtext.{face}": families[0] for face in ("rm", "it", "bf")}  # powers of ten on axes
+    return {"font.family": families, "mathtext.fontset": "custom", **powers}
 
 
 def _wrap(line: str, longest: int) -> str:

@@ -37,7 +37,7 @@ BENCHMARKS = (
         ("--parts", "rewinding", "retraining", "--images", "32", "--epochs", "3", "--rounds", "1", *ONE_THREAD),
         ("--images", "500"),
     ),
-    Benchmark("critical_units.py", (*SEARCH, *ONE_THREAD), ONE_THREAD, needs_data=True),
+    Benchmark("critical_units.py", (*SEARCH, *ONE_THREAD), (*ONE_THREAD, "--trade-off"), needs_data=True),
     Benchmark("example_tied_dropout.py", ("--batch", "64", "--rounds", "3", *ONE_THREAD)),
     Benchmark("loading.py", ("--rounds", "3", *ONE_THREAD)),
     Benchmark("figures.py", ("--rows", "1e6")),

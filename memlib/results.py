@@ -28,6 +28,8 @@ _VERSION_KEY = b"memlib_schema_version"
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
 _COMPACT = "compact-"
+_ROW_GROUP = 2**17  # rows; readers skip the groups whose runs they do not want
+_MANY_ROWS = 50_000  # from here on the columns of a file are read by several threads
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -245,13 +247,32 @@ class ResultStore:
         """
         schema = _schema_of(table)
         wanted = list(columns or schema.names)
-        pieces, seen = [schema.empty_table().select(wanted)], set()
-        for rows, units in self._read_files(table, [*dict.fromkeys(["unit_id", *wanted])]):
-            if seen & units:
-                rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
-            seen |= units
-            pieces.append(rows.select(wanted))
-        return pa.concat_tables(pieces)
+        return pa.concat_tables([schema.empty_table().select(wanted), *self._pieces(table, wanted)])
+
+    def files(self, table: str) -> list[str]:
+        """Return the paths of a table's files in its storage: where a unit is in several, the first of them holds."""
+        _schema_of(table)
+        return [f"{table}/{name}" for name in self._newest_first(table)]
+
+    def contents(self, paths: Sequence[str]) -> Iterator[bytes]:
+        """Yield the content of each file; many are under way at once, as each waits its turn."""
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(self.storage.read, paths)
+
+    def units_in(self, path: str, metadata: Mapping[bytes, bytes] | None) -> set[str]:
+        """Return the units that have rows in the file at `path`, given its Parquet metadata.
+
+        Raises:
+            InputError: it is of another schema version.
+        """
+        metadata = metadata or {}
+        _check_version(self._where(path), metadata.get(_VERSION_KEY, b"none").decode())
+        own = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+        return set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {own}
+
+    def damaged(self, path: str, error: Exception) -> InputError:
+        """Return the error that names the file at `path`, which cannot be read, and says what to do."""
+        return InputError(f"result file {self._where(path)} is damaged ({error}); delete it and run the sweep again.")
 
     def units(self, table: str) -> set[str]:
         """Return the ids of the units that have written to `table`; raises like `read`."""
@@ -297,35 +318,41 @@ class ResultStore:
         return own + sorted((n for n in names if n.startswith(_COMPACT)), reverse=True)
 
     def _units_of(self, table: str, name: str) -> set[str]:
-        metadata = self._open(table, name).schema_arrow.metadata or {}
-        return set(json.loads(metadata[_UNITS_KEY]))
+        path = f"{table}/{name}"
+        return self.units_in(path, self._open(path, self.storage.read(path)).schema_arrow.metadata)
 
-    def _read_files(self, table: str, columns: list[str]) -> Iterator[tuple[pa.Table, set[str]]]:
-        """Yield each file's rows and units, the newest first; many are under way at once, as each waits its turn."""
-        names = self._newest_first(table)
+    def _pieces(self, table: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield each file's rows, without those that an earlier file holds anew."""
+        with_unit, seen = [*dict.fromkeys(["unit_id", *columns])], set()
         with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(lambda name: self._read_file(table, name, columns), names)
+            for rows, units in pool.map(lambda path: self._read_file(table, path, with_unit), self.files(table)):
+                if seen & units:
+                    rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
+                seen |= units
+                yield rows.select(columns)
 
-    def _read_file(self, table: str, name: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
-        file = self._open(table, name)
+    def _read_file(self, table: str, path: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
+        file = self._open(path, self.storage.read(path))
+        units = self.units_in(path, file.schema_arrow.metadata)
         schema = pa.schema([_schema_of(table).field(column) for column in columns], _schema_of(table).metadata)
-        metadata = file.schema_arrow.metadata or {}
-        units = set(json.loads(metadata[_UNITS_KEY])) if _UNITS_KEY in metadata else {name.removesuffix(".parquet")}
         try:
-            return file.read(columns=columns).cast(schema), units
+            rows = file.read(columns=columns, use_threads=file.metadata.num_rows > _MANY_ROWS)
+            return rows if rows.schema.equals(schema, check_metadata=True) else rows.cast(schema), units
+        except OSError as error:
+            raise self.damaged(path, error) from error
         except (pa.ArrowInvalid, ValueError) as error:
-            where = f"{self.storage.location}/{table}/{name}"
-            raise InputError(f"result file {where} does not have the columns of table {table!r}: {error}.") from error
+            raise InputError(
+                f"result file {self._where(path)} does not have the columns of table {table!r}: {error}."
+            ) from error
 
-    def _open(self, table: str, name: str) -> pq.ParquetFile:
-        where = f"{self.storage.location}/{table}/{name}"
+    def _open(self, path: str, content: bytes) -> pq.ParquetFile:
         try:
-            file = pq.ParquetFile(pa.BufferReader(self.storage.read(f"{table}/{name}")))
+            return pq.ParquetFile(pa.BufferReader(content))
         except pa.ArrowInvalid as error:
-            raise InputError(f"result file {where} is damaged ({error}); delete it and run the sweep again.") from error
-        version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
-        _check_version(where, version)
-        return file
+            raise self.damaged(path, error) from error
+
+    def _where(self, path: str) -> str:
+        return f"{self.storage.location}/{path}"
 
 
 def create_results(location: str | Path) -> ResultStore:
@@ -392,7 +419,7 @@ def _to_parquet(rows: pa.Table, units: set[str] | None = None) -> memoryview:
     if units is not None:
         rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _UNITS_KEY: json.dumps(sorted(units))})
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP)
     buffer = sink.getvalue()
     if pq.read_metadata(pa.BufferReader(buffer)).num_rows != rows.num_rows:
         raise OSError("a Parquet file lost rows while it was written; nothing was stored.")

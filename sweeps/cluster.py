@@ -101,7 +101,9 @@ def stop_ray() -> None:
 
 
 def _passed_on() -> dict[str, Any]:
-    known = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # A submitted job's variables reach its workers already, and Ray refuses to be told twice.
+    names = () if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else PASSED_ON
+    known = {name: os.environ[name] for name in names if name in os.environ}
     return {"env_vars": {**known, CODE_VARIABLE: equipment().code}}
 
 

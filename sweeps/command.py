@@ -13,6 +13,7 @@ from memlib.datasets import Dataset
 from memlib.errors import InputError
 from sweeps.cluster import Capacity, start_ray
 from sweeps.costs import Place
+from sweeps.failures import RayDied
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,6 +26,9 @@ def run_command(work: Callable[[Console], int]) -> int:
     except InputError as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
         return BAD_INPUT
+    except RayDied as error:
+        console.print(f"ended: {error}; what is finished is kept: run the same command again to continue.")
+        return SOME_FAILED
     except KeyboardInterrupt:
         console.print("interrupted; finished epochs are kept: run the same command again to continue.")
         return INTERRUPTED
@@ -59,7 +63,7 @@ def share_images(datasets: Mapping[str, Dataset], options: argparse.Namespace, p
         return {}
     images = put_images(datasets)
     if options.address is not None:
-        n_nodes = check_nodes(place.store, images)
+        n_nodes = check_nodes(place.store, images, with_gpus=place.capacity.gpus > 0)
         place.console.print(f"checked {n_nodes} nodes: all run this code, write the results and see the images")
     return images
 

@@ -24,6 +24,10 @@ _LOSSES = (
 TAKEN_BACK = "its node was taken back"  # a spot node that left with notice
 
 
+class RayDied(RuntimeError):
+    """Ray itself died on the machine the sweep's driver runs on, so that nothing can be started any more."""
+
+
 def open_patiently(results: str, told: Callable[[str], None]) -> ResultStore:
     """Return the store for a process whose work would be lost if the storage refused it; it says so by `told`."""
     return open_results(results, Patience(storage_patience(), told))

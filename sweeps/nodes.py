@@ -18,7 +18,7 @@ from memlib.storage import Storage, open_storage
 from sweeps.equipment import Equipment, equipment
 from sweeps.object_store import from_arrays
 
-SECONDS_TO_ANSWER = 120.0
+SECONDS_TO_ANSWER = 300.0  # a first process on a node may have to read torch over the network
 SHARE_OF_GPU = 0.01  # enough for Ray to show the process a card
 
 
@@ -33,10 +33,10 @@ class NodeReport:
     unseen_images: str  # why the images cannot be fetched; empty if they can
 
 
-def check_nodes(store: ResultStore, images: Mapping[str, ray.ObjectRef]) -> int:
+def check_nodes(store: ResultStore, images: Mapping[str, ray.ObjectRef], *, with_gpus: bool) -> int:
     """Run a small task on every node, and return their number.
 
-    images: object store references, which every node must be able to fetch.
+    images: object store references, which every node must be able to fetch. with_gpus: whether GPUs are to be used.
 
     Raises:
         InputError: a node lacks something; each is named with what it lacks and what to do.
@@ -47,7 +47,7 @@ def check_nodes(store: ResultStore, images: Mapping[str, ray.ObjectRef]) -> int:
     storage.write(f"{mark}-driver", b"memlib")
     try:
         found = [(node, _ask(node, storage.uri, mark, list(images.values()))) for node in nodes]
-        problems = [(node, _problems(node, reference, storage, mark)) for node, reference in found]
+        problems = [(node, _problems(node, reference, storage, mark, with_gpus)) for node, reference in found]
     finally:
         for name in ["driver", *(node["NodeID"] for node in nodes)]:
             storage.delete(f"{mark}-{name}")
@@ -95,7 +95,9 @@ def _look_around(uri: str, mark: str, node_id: str, images: list[ray.ObjectRef])
     return NodeReport(equipment(), n_cards, sees_results, refusal, unseen)
 
 
-def _problems(node: Mapping[str, Any], reference: ray.ObjectRef, storage: Storage, mark: str) -> list[str]:
+def _problems(
+    node: Mapping[str, Any], reference: ray.ObjectRef, storage: Storage, mark: str, with_gpus: bool
+) -> list[str]:
     """Return what is wrong with a node; nothing if it is gone by now."""
     try:
         report = ray.get(reference, timeout=SECONDS_TO_ANSWER)
@@ -114,7 +116,7 @@ def _problems(node: Mapping[str, Any], reference: ray.ObjectRef, storage: Storag
         )
     if report.unseen_images:
         wrong.append(f"it cannot fetch the images ({report.unseen_images}), open the ports between the nodes")
-    if node["Resources"].get("GPU") and not report.n_cards:
+    if with_gpus and node["Resources"].get("GPU") and not report.n_cards:
         wrong.append("Ray counts GPUs there that torch does not see, start Ray there with --num-gpus=0 or mend CUDA")
     return wrong
 

@@ -47,7 +47,7 @@ class SearchSpace:
     after: tuple[str, ...] = (OWN_PLACES,)
     peak_lr: tuple[float, ...] = ()
     samples: int | None = None
-    grace: int = 4
+    grace: int = 12
     reduction: float = 3.0
 
     def __post_init__(self) -> None:

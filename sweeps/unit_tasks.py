@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError, RuntimeEnvSetupError
 
 from memlib.checkpoints import CheckpointFolder
 from memlib.datasets import Dataset
@@ -25,7 +25,7 @@ from memlib.tasks import perform_task, record_unit_failure
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code
-from sweeps.failures import RESTARTS, describe_error, describe_loss, open_patiently, record
+from sweeps.failures import RESTARTS, RayDied, describe_error, describe_loss, open_patiently, record
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import SweepProgress
@@ -128,6 +128,8 @@ class TaskPool:
         task = attempt.task
         try:
             outcome = ray.get(reference)
+        except LocalRayletDiedError as died:
+            raise RayDied("Ray died on the machine this command runs on") from died
         except RayError as lost:
             if attempt.number <= RESTARTS and _may_be_repeated(lost):
                 self._progress.task_lost(task, describe_loss(str(lost)), f"{attempt.number} of {RESTARTS}")

@@ -95,7 +95,7 @@ def test_colour_operations_leave_grey_images_alone():
     assert torch.equal(augment(images, draws), images)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(order=st.permutations(range(12)), batch_size=st.integers(1, 12), channels=st.sampled_from([1, 3]))
 def test_what_an_example_becomes_does_not_depend_on_batch_order_or_size(order, batch_size, channels):
     images, draws = images_of(12, channels), draws_of(12, *ALL_STEPS)

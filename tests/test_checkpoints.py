@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -49,7 +49,6 @@ def test_what_an_unfinished_run_continues_from_is_replaced_and_removed(tmp_path)
 
 
 @given(cut=st.integers(1, 400), seed=st.integers(0, 5))
-@settings(deadline=None)
 def test_a_truncated_file_is_an_error_and_never_a_model(cut, seed):
     data = to_bytes(Checkpoint({"x": torch.arange(50.0) + seed}, {"a": 1}))
     with pytest.raises(InputError, match="checkpoint somewhere is damaged"):

@@ -141,7 +141,7 @@ def test_the_search_removes_what_a_plain_loop_with_edited_weights_removes(build)
 
 
 @given(budget=st.sampled_from([1, 500_000, 2_000_000]), first=st.integers(0, 3), n=st.integers(1, 3))
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_results_depend_neither_on_chunks_nor_on_the_other_examples_of_a_call(monkeypatch, budget, first, n):
     model, data = memorized(resnet9)
     whole, examples, reference = search(model, data, max_steps=4)
@@ -379,7 +379,7 @@ def spy_on_reference(monkeypatch):
 
 
 @given(budget=st.sampled_from([1, 2_000_000]), first=st.integers(0, 3), n=st.integers(1, 3))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bfloat16_depends_neither_on_chunks_nor_on_the_other_examples_of_a_call(monkeypatch, budget, first, n):
     model, data = memorized(resnet9)
     whole, examples, reference = search(model, data, max_steps=4, precision="bfloat16")

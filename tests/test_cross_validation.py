@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memlib.config import DropoutConfig, RunConfig
@@ -21,7 +21,6 @@ from memlib.training import TrainingData, train
 CPU = torch.device("cpu")
 
 
-@settings(deadline=None)  # the first call imports, on a busy machine for long
 @given(labels=st.lists(st.integers(0, 3), min_size=2, max_size=40), folds=st.integers(2, 6), seed=st.integers(0, 99))
 def test_folds_are_equally_large_and_each_label_is_spread_over_them(labels, folds, seed):
     labels = torch.tensor(labels)

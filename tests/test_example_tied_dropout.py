@@ -60,7 +60,6 @@ def batch(n=6, seed=0):
 @given(
     ids=IDS, key=st.integers(0, LARGEST), p_mem=st.sampled_from([0.1, 0.5, 0.999, 1e-9, 1.0]), kept=st.integers(0, 5)
 )
-@settings(deadline=None)
 def test_masks_equal_the_hash_in_pythons_integers(ids, key, p_mem, kept):
     got = active_channels(torch.tensor(ids), 12, kept=kept, p_mem=p_mem, key=key).tolist()
     for row, example in zip(got, ids, strict=True):
@@ -69,7 +68,6 @@ def test_masks_equal_the_hash_in_pythons_integers(ids, key, p_mem, kept):
 
 
 @given(ids=IDS, chunk=st.integers(1, 7), seed=st.integers(0, 100))
-@settings(deadline=None)
 def test_masks_depend_neither_on_the_order_nor_on_the_size_of_the_batch(ids, chunk, seed):
     ids = torch.tensor(ids)
     whole = masks(ids)
@@ -83,7 +81,7 @@ def masks(ids, channels=30, p_mem=0.3, key=7):
 
 
 @given(first=st.integers(0, LARGEST - 5000), p_mem=st.sampled_from([0.05, 0.1, 0.5]), key=st.integers(0, LARGEST))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_memorization_neurons_are_owned_with_probability_p_mem(first, p_mem, key):
     """Within five standard deviations: of all together, of each example's share and of each channel's."""
     n, channels = 5000, 100
@@ -344,7 +342,6 @@ def test_a_probability_outside_0_to_1_is_refused(name, value):
 
 
 @given(p_gen=st.floats(0.001, 1), channels=st.integers(1, 600))
-@settings(deadline=None)
 def test_a_layer_too_narrow_for_p_gen_names_itself_and_the_smallest_width(p_gen, channels):
     layer = ExampleTiedDropout(p_gen=p_gen, name="narrow")
     layer.mode = "dropped"

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -17,13 +18,15 @@ from sweeping import TIMEOUT, assert_same_results, finished_epochs, sweep, wait_
 OPTIONS = ["--seeds", "0", "--epochs", "40", "--experiments", "rewinding", "retraining"]
 for setting in ("checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"):
     OPTIONS += ["--set", setting]
-# Read when Ray's processes start: a node is missed after 3 seconds instead of 17.
+# Read when Ray's processes start: a node that is gone is missed after 5 seconds instead of 17, one that is only slow
+# (on a busy machine) after half a minute.
 IMPATIENT = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_timeout_ms": "30000",
     "RAY_AUTH_MODE": "disabled",
 }
+WHY = {"its node was lost", "its process was lost"}  # a node's death may be known later than that of its processes
 LOST = re.compile(r"lost: (.*) \((.*)\); trying again \((.*)\)")
 # As a cloud's notice reaches Ray: the node takes no more work, and is gone at the deadline.
 DRAIN = """
@@ -31,7 +34,7 @@ import sys, time
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-deadline = int((time.time() + 2) * 1000)
+deadline = int((time.time() + 0.3) * 1000)
 accepted, refusal = GcsClient(address=sys.argv[1]).drain_node(sys.argv[2], reason, "spot", deadline)
 sys.exit(0 if accepted else refusal)
 """
@@ -95,7 +98,9 @@ def test_a_node_lost_during_a_trial_costs_the_epoch_in_flight_and_is_said_in_one
     cluster.add_node(num_cpus=1)
     out = ended_well(driver, results, undisturbed)
     assert "checked 3 nodes" in out
-    assert LOST.findall(out) == [("digits resnet9 noise 0.1 seed 0", "its node was lost", "1 of 3")], out
+    ((run, why, restart),) = LOST.findall(out)
+    assert (run, restart) == ("digits resnet9 noise 0.1 seed 0", "1 of 3")
+    assert why in WHY, out
 
 
 def test_a_node_lost_during_a_task_repeats_no_finished_unit_and_is_said_in_one_line(
@@ -111,7 +116,8 @@ def test_a_node_lost_during_a_task_repeats_no_finished_unit_and_is_said_in_one_l
     out = ended_well(driver, results, undisturbed)
     lost = LOST.findall(out)
     assert 1 <= len(lost) <= 2, out  # the task at work, and one that was already on its way there
-    assert {(why, restart) for _, why, restart in lost} == {("its node was lost", "1 of 3")}
+    assert {restart for _, _, restart in lost} == {"1 of 3"}
+    assert {why for _, why, _ in lost} <= WHY
     assert done.items() <= written(results, "rewinding", "retraining").items()
 
 
@@ -121,7 +127,7 @@ def test_a_node_that_leaves_with_notice_is_not_counted_as_a_failure(cluster, und
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2, seconds=TIMEOUT)
     node = node_of(cluster, work_on("ImplicitFunc"))
     subprocess.run([sys.executable, "-c", DRAIN, cluster.address, node.node_id], check=True)
-    time.sleep(0.5)
+    time.sleep(0.5)  # the notice's deadline has passed: only then does Ray call a loss the expected one
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGTERM)
     cluster.add_node(num_cpus=1)
     out = ended_well(driver, results, undisturbed)
@@ -150,22 +156,23 @@ def test_a_folder_that_is_not_shared_is_named_for_each_node_before_any_compute(c
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["memlib-results.json"]
 
 
-def test_an_open_cluster_is_told_from_one_that_asks_for_a_token(cluster, tmp_path, free_port):
+def test_an_open_cluster_is_told_from_one_that_asks_for_a_token(cluster, free_port):
     from sweeps.doors import lets_strangers_in
 
     assert lets_strangers_in(cluster.address)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = ["ray", "start", "--head", "--block", f"--port={free_port}", "--num-cpus=0"]
-    command += ["--include-dashboard=false", f"--temp-dir={tmp_path}"]
-    command[0] = os.path.join(os.path.dirname(sys.executable), "ray")
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _accepts(free_port), seconds=TIMEOUT)
-        assert not lets_strangers_in(f"127.0.0.1:{free_port}")
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            process.kill()
-        head.wait()
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    command = [ray, "start", "--head", "--block", f"--port={free_port}", "--num-cpus=0", "--include-dashboard=false"]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # sockets have short paths
+        head = subprocess.Popen([*command, f"--temp-dir={short}"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: _accepts(free_port) or head.poll() is not None, seconds=TIMEOUT)
+            assert head.poll() is None, "the cluster did not start"
+            assert not lets_strangers_in(f"127.0.0.1:{free_port}")
+        finally:
+            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+                process.kill()
+            head.wait()
 
 
 def _accepts(port):

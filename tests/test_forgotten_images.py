@@ -37,7 +37,7 @@ def slowly_forgotten(tied, dropped, noisy_labels):
     return [i for _, i in sorted(found)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 40))
 def test_the_forgotten_are_the_clean_ones_right_before_and_wrong_after_lowest_margin_first(seed, n):
     draw = torch.Generator().manual_seed(seed)

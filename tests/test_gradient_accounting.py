@@ -37,7 +37,7 @@ def gradient_of(model, images, labels, chosen):
 
 
 @given(share=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 20))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_split_equals_two_separate_gradient_computations(share, seed):
     model = network()
     images, labels, is_noisy = example(share_noisy=share, seed=seed)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -91,7 +91,6 @@ def test_dynamics_of_recorded_logits_are_those_counted_by_hand_in_any_order(orde
     }
 
 
-@settings(deadline=None)  # the first call imports, on a busy machine for long
 @given(st.integers(2, 5), st.integers(1, 6), st.integers(0, 2**32))
 def test_judging_without_torch_equals_judging_with_it(n_classes, n, seed):
     draw = np.random.default_rng(seed)
@@ -142,7 +141,6 @@ def slow_precision(score, is_noisy, k):
     return hits / k
 
 
-@settings(deadline=None)  # the first call imports, on a busy machine for long
 @given(st.lists(st.tuples(st.integers(-2, 2), st.booleans(), st.booleans()), min_size=2, max_size=12))
 def test_the_measures_equal_slow_references_ties_included(rows):
     score, is_noisy, is_issue = (np.array(column) for column in zip(*rows, strict=True))

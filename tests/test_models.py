@@ -35,7 +35,7 @@ def test_resnet9_logits_are_a_fifth_of_the_classifiers():
 
 
 @given(width=st.sampled_from([1 / 64, 0.0625, 0.25, 0.5, 2.0]))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_the_width_scales_every_channel_count(width):
     model = ResNet9(in_channels=1, num_classes=3, width=width)
     assert model.conv1.conv.out_channels == round(64 * width)

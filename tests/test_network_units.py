@@ -96,7 +96,7 @@ def remove_by_hand(model, layer, unit, removal):
 @pytest.mark.parametrize("removal", ["filter", "activation"])
 @pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_gate_at_zero_is_a_network_without_the_unit(build, removal, data):
     model = uneven(build())
     units = network_units(model, INPUTS, removal=removal)

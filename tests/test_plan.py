@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.models import check_model_name
-from sweeps.plan import load_preset, merge, parse_preset, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.plan import DROPOUTS, load_preset, merge, parse_preset, parse_setting, plan_runs, preset_names, with_axes
 from sweeps.progress import run_label
 
 MINIMAL = 'datasets = ["digits"]\nmodels = ["resnet9"]\nseeds = [0, 1]\nnoise = [0.1]\n'
@@ -58,7 +58,9 @@ def test_the_main_runs_of_a_preset_are_the_finished_ones_and_come_first_with_the
 def test_table_1_is_planned_of_resnet9_with_every_control_on_one_schedule(name):
     preset = load_preset(name)
     table_1 = [run for run in plan_runs(preset) if run.run_id not in FINISHED[name]]
-    kinds = ("example_tied", "none", "standard", "channel", "sparse")
+    kinds = {DROPOUTS[dropout] for dropout in preset.dropouts}
+    assert kinds >= {"example_tied", "none", "sparse"}
+    assert {"baseline", "none"} < set(preset.dropouts)
     cells = {(r.data.name, r.model.name, r.noise.fraction, r.seed, r.dropout.kind) for r in table_1}
     expected = {
         (dataset, "resnet9", p, seed, kind)

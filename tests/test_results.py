@@ -50,7 +50,7 @@ def test_columns_that_are_missing_or_not_declared_are_refused(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1), st.booleans()), max_size=12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_compacting_at_any_moment_changes_no_row(tmp_path_factory, writes):
     store = create_results(tmp_path_factory.mktemp("results"))
     expected = {}

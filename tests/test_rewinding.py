@@ -147,7 +147,7 @@ def test_a_network_of_any_make_is_measured_as_if_nothing_were_shared(kind):
         assert result.accuracy == expected
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(chunk_size=st.integers(1, 40), n=st.integers(1, 30))
 def test_accuracies_equal_those_of_copied_models_for_any_chunk_size(chunk_size, n):
     model, states = (

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -43,7 +43,6 @@ def test_dynamics_are_those_counted_by_hand():
     assert got.is_learned.tolist() == [False, False, True]
 
 
-@settings(deadline=None)  # run-time type checks are slow on a busy machine
 @given(st.data())
 def test_dynamics_equal_a_slow_loop_over_examples(data):
     n, n_epochs = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 8))

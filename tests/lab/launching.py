@@ -19,11 +19,12 @@ from hosts import ENVIRONMENT, Lab
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
-TIMEOUT = 300  # seconds a command of the launcher may take
+TIMEOUT = 600  # seconds a command of the launcher may take
 
 # Hosts reach no package index: what setup_node.sh would install is bound in, and stands where it would have put it.
 SETUP = f"ln -sfn {ENVIRONMENT} ~/memlib/.venv"
-PROFILE = "export PYTHONPATH=/root/memlib OMP_NUM_THREADS=1"  # the copy that came by rsync, not this checkout
+# PYTHONPATH: the copy that came by rsync, not this checkout. The time-out: a busy machine starts a dashboard slowly.
+PROFILE = "export PYTHONPATH=/root/memlib OMP_NUM_THREADS=1 RAY_DASHBOARD_STARTUP_TIMEOUT_S=300"
 
 
 class Launcher:
@@ -125,7 +126,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, sweep: 
     while not condition():
         assert time.monotonic() < until, f"waited {seconds} s for {what}:\n{sweep.log() if sweep else ''}"
         assert sweep is None or not sweep.ended(), f"the sweep ended before {what}:\n{sweep.log()}"
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def _free_port() -> int:

@@ -17,14 +17,18 @@ from launching import PROFILE, ROOT, SETUP, Launcher, answers, wait_until
 from pyarrow.fs import FileSelector
 
 from memlib.checkpoints import CheckpointFolder
-from memlib.results import open_results
+from memlib.results import create_results
 
 REASON = why_not()
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(REASON is not None, reason=f"ray up: {REASON}")]
 
-SWEEP = "--preset quick --limit 200 --set model.width=0.0625 --set training.precision=float32 --seeds 0 1 --device cpu"
-EPOCHS = 6
-PATIENCE = 400  # seconds a sweep may take: a busy machine takes several times what a quiet one does
+SWEEP = (
+    "--preset quick --limit 200 --set model.width=0.0625 --set training.precision=float32 --seeds 0 1 --device cpu "
+    "--experiments rewinding --set rewinding.epochs=[0]"
+)
+UNITS = 2 * 9  # both runs' layer groups, each rewound to epoch 0
+EPOCHS = 20  # enough that a loss falls into the middle also on a fast machine
+PATIENCE = 600  # seconds a sweep may take: a busy machine takes several times what a quiet one does
 IMAGE = "ami-03cf127a"  # one of the mock's
 BUCKET = "memlib-lab"
 MOCK_PORT = 5555
@@ -41,14 +45,14 @@ def epochs_done(store):
     return counts
 
 
-def assert_complete(store, *, units):
+def assert_complete(store):
     """Both runs and their experiment are there, each row once."""
     runs = store.read("runs").to_pylist()
     assert sorted(row["seed"] for row in runs) == [0, 1]
     assert all(row["status"] == "done" for row in runs), runs
     epochs = store.read("epochs").select(["run_id", "epoch", "split"]).to_pylist()
     assert len(epochs) == len({tuple(row.values()) for row in epochs}) == 2 * (EPOCHS + 1) * 3
-    assert len(store.units("rewinding")) == units
+    assert len(store.units("rewinding")) == UNITS
 
 
 def status_of(url, token=None):
@@ -74,7 +78,7 @@ def test_machines_one_has_are_a_cluster_with_closed_doors_that_outlives_the_loss
     config["provider"] |= {"head_ip": head, "worker_ips": [lab.address(1), lab.address(2)]}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(lab.key)}
     launcher = Launcher(lab, config)
-    store = open_results(lab.shared / "results")
+    store = create_results(lab.shared / "results")
     launcher.up()
 
     assert not answers(head, 8265), "the dashboard is open to the network"
@@ -85,15 +89,13 @@ def test_machines_one_has_are_a_cluster_with_closed_doors_that_outlives_the_loss
         token = (lab.home / ".ray" / "auth_token").read_text()
         jobs = f"{address}/api/jobs/"
         assert [status_of(jobs), status_of(jobs, "wrong"), status_of(jobs, token)] == [401, 403, 200]
-        sweep = launcher.sweep(
-            address, f"{SWEEP} --epochs {EPOCHS} --experiments rewinding --results /tmp/shared/results"
-        )
+        sweep = launcher.sweep(address, f"{SWEEP} --epochs {EPOCHS} --results /tmp/shared/results")
         wait_until(lambda: len(epochs_done(store)) == 2 and min(epochs_done(store)) >= 2, PATIENCE, "epochs", sweep)
         lab.kill(1)
         log = sweep.wait(PATIENCE)
     assert "2 runs wanted, 0 done" in log
     assert log.count("started again") == 1, log
-    assert_complete(store, units=2 * 9 * 3)
+    assert_complete(store)
     output, _ = refused.communicate(timeout=120)
     assert refused.returncode != 0
     assert "InvalidAuthToken" in output
@@ -189,16 +191,14 @@ def test_the_shipped_file_on_ec2_grows_from_nothing_outlives_a_spot_loss_and_lea
     subprocess.run([*aws, *prepare], check=True, cwd=ROOT)
 
     launcher = Launcher(lab, in_the_lab(yaml.safe_load(file.read_text()), lab), environment("LAUNCHER"))
-    store = open_results(f"s3://{BUCKET}/results")
+    store = create_results(f"s3://{BUCKET}/results")
     launcher.up()
     assert list(cloud.running("head").values()) == [lab.address(0)]
     assert cloud.running("worker") == {}
     assert doors(cloud) == [("tcp", 22, [f"{lab.gateway}/32"]), ("-1", None, [])]
 
     with launcher.dashboard() as address:
-        sweep = launcher.sweep(
-            address, f"{SWEEP} --epochs {EPOCHS} --experiments rewinding --results s3://{BUCKET}/results"
-        )
+        sweep = launcher.sweep(address, f"{SWEEP} --epochs {EPOCHS} --results s3://{BUCKET}/results")
         wait_until(lambda: len(cloud.running("worker")) == 2, PATIENCE, "two workers", sweep)
         wait_until(lambda: len(epochs_done(store)) == 2 and min(epochs_done(store)) >= 2, PATIENCE, "epochs", sweep)
         lost, lost_address = next(iter(cloud.running("worker").items()))
@@ -207,7 +207,7 @@ def test_the_shipped_file_on_ec2_grows_from_nothing_outlives_a_spot_loss_and_lea
         log = sweep.wait(PATIENCE)
     assert "on up to 4 CPUs and 0 GPUs" in log
     assert log.count("started again") == 1, log
-    assert_complete(store, units=2 * 9 * 3)
+    assert_complete(store)
     assert {i["InstanceType"] for i in cloud.machines()} == {"t3.large", "c7i.4xlarge"}
     assert all(i.get("InstanceLifecycle") == "spot" for i in cloud.machines() if i["InstanceType"] == "c7i.4xlarge")
 
