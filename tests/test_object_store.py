@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 
@@ -90,9 +89,13 @@ def test_a_small_file_costs_one_request_to_write_and_two_to_read(server):
 
 def test_a_store_that_refuses_for_a_while_is_waited_for_and_both_are_said(server):
     said = []
-    storage = open_storage(server.uri("refused"), Patience(60.0, said.append))
+
+    def told(text):
+        said.append(text)
+        server.shut.unlink(missing_ok=True)
+
+    storage = open_storage(server.uri("refused"), Patience(300.0, told))
     server.shut.touch()
-    threading.Timer(2.0, server.shut.unlink).start()
     storage.write("x", b"1")
     assert storage.read("x") == b"1"
     assert re.search("refuses .* it is tried again$", said[0])
