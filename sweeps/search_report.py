@@ -33,7 +33,8 @@ def report_lines(rows: Sequence[Row], dataset: str) -> list[str]:
         return [*lines, "no trial was trained to the end yet: nothing to choose from."]
     lines.append(f"best by validation: {_setting(chosen[0])}")
     lines.append(
-        f"  validation {_percent(chosen, 'validation_accuracy')}; memorization neurons dropped: "
+        f"  validation {_percent(chosen, 'validation_accuracy')} ({_tell_near(chosen, rows)}); "
+        "memorization neurons dropped: "
         + ", ".join(f"{split} {_percent(chosen, f'{split}_accuracy')}" for split in ("clean", "noisy", "test"))
     )
     controls = controls_of(chosen, rows)
@@ -66,6 +67,15 @@ def _gain_lines(chosen: Sequence[Row], rows: Sequence[Row], dataset: str) -> lis
         f"{_setting(highest[0])} (found by looking at the test set, so too high to expect)"
     )
     return lines
+
+
+def _tell_near(chosen: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Say how many settings validation cannot tell from the chosen one."""
+    best = mean_of(chosen, "validation_accuracy")
+    error = math.sqrt(best * (1 - best) / sum(row["n_validation"] for row in chosen))
+    finished = finished_settings(rows)
+    near = sum(mean_of(found, "validation_accuracy") >= best - error for found in finished)
+    return f"± {100 * error:.1f}: {near} of {len(finished)} settings trained to the end lie within that"
 
 
 def _gain(chosen: Sequence[Row], rows: Sequence[Row]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import finished_epochs, sweep, wait_for
+from sweeping import TIMEOUT, finished_epochs, sweep, wait_for
 
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import config_from_json
@@ -29,7 +29,7 @@ def written(results):
 def test_a_search_killed_outright_continues_ends_with_the_same_trials_and_is_then_done(tmp_path, start, capsys):
     results = tmp_path / "results"
     driver = start(results, *OPTIONS, **SCRIPT)
-    wait_for(lambda: max(finished_epochs(results), default=0) >= KILLED_AT)
+    wait_for(lambda: max(finished_epochs(results), default=0) >= KILLED_AT, TIMEOUT)
     driver.kill()
     driver.communicate()
     before = written(results)

@@ -248,13 +248,18 @@ def test_the_report_says_what_the_choice_is_worth_on_test_and_what_the_test_set_
     rows = [
         reported(0.2, 0.80, test=0.80),
         reported(0.3, 0.85, test=0.75),
+        reported(0.4, 0.84, test=0.75),
         reported(0.5, 0.40, test=0.90, stopped_early=True),
         reported(None, 0.70, test=0.72, dropout="none", clean=1.0, noisy=1.0),
     ]
     lines = report_lines(rows, "cifar10")
-    assert lines[0] == "3 trials: 2 trained to the end, 1 stopped early"
+    assert lines[0] == "4 trials: 3 trained to the end, 1 stopped early"
     assert lines[1].startswith("best by validation: p_gen 0.3, p_mem 0.1, width 0.5, after own")
-    assert lines[2].endswith("validation 85.0 %; memorization neurons dropped: clean 90.0 %, noisy 10.0 %, test 75.0 %")
+    # sqrt(0.85 * 0.15 / 1000) = 0.011
+    assert lines[2] == (
+        "  validation 85.0 % (± 1.1: 2 of 3 settings trained to the end lie within that); "
+        "memorization neurons dropped: clean 90.0 %, noisy 10.0 %, test 75.0 %"
+    )
     assert lines[3] == "no dropout at the same budget: validation 70.0 %; clean 100.0 %, noisy 100.0 %, test 72.0 %"
     # sqrt((0.75 * 0.25 + 0.72 * 0.28) / 2500) = 0.0125
     assert lines[4].startswith("gain on test over no dropout: +3.0 points (± 1.2, sampling of the test images; 1 seed)")

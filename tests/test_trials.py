@@ -281,7 +281,7 @@ class Blind(dict):
 
 def row(p_gen, validation, *, test=0.5, **facts):
     axes = {"p_gen": p_gen, "p_mem": 0.1, "width": 0.5, "after": "", "peak_lr": 0.1, "batchnorm": "final"}
-    measures = {"validation_accuracy": validation, "test_accuracy": test}
+    measures = {"validation_accuracy": validation, "test_accuracy": test, "n_validation": 1000}
     return {"dropout": "example_tied", "seed": 0, "stopped_early": False, **axes, **measures, **facts}
 
 
