@@ -60,7 +60,8 @@ def _searched(rows: pl.LazyFrame) -> pl.LazyFrame:
         needed=pl.when("flipped").then(pl.col("n_removed").cast(pl.Float64)).otherwise(math.inf),
         drop=accuracies["before"] - accuracies["after"],
     )
-    found = found.sort(pl.col("n_clean") + pl.col("n_noisy"), "unit_id", descending=[True, False], nulls_last=True)
+    order = pl.col("n_clean") + pl.col("n_noisy"), "unit_id"
+    found = found.sort(order, descending=[True, False], nulls_last=True, maintain_order=True)
     return found.unique(["run_id", "search", "example_id"], keep="first", maintain_order=True)
 
 

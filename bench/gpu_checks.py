@@ -31,7 +31,8 @@ from memlib.training import TrainingState, training_step
 Resolved = Literal["float32", "bfloat16"]
 CPU = torch.device("cpu")
 READS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize", "cudaDeviceSynchronize")
-LIMITS = {"float32": (1e-3, 5e-3), "bfloat16": (0.05, 0.25)}  # of the loss in nats, of a gradient relative to its norm
+LOSS_LIMITS = {"float32": 1e-3, "bfloat16": 0.05}  # nats
+GRADIENT_LIMIT = 5e-3  # relative to the norm; what bfloat16 may differ by is measured on the CPU
 BFLOAT16_BATCH = 256  # BatchNorm over fewer images magnifies rounding
 LARGEST_ID = 2**63 - 1
 GPU_TESTS = ("tests/test_augmentation.py", "tests/test_example_tied_dropout.py")
@@ -88,17 +89,20 @@ def _predictions(name: str, batch: int, sizes: Sizes, device: torch.device) -> d
     here, there = (
         predict(network(name, sizes, device=d), images, labels, device=d).margin.double() for d in (CPU, device)
     )
-    return _row(f"{name}: margins", (here - there).abs().max().item(), LIMITS["float32"][0])
+    return _row(f"{name}: margins", (here - there).abs().max().item(), LOSS_LIMITS["float32"])
 
 
 def _step(name: str, batch: int, sizes: Sizes, device: torch.device, precision: Resolved) -> list[dict[str, object]]:
-    """Compare one training step in `precision` on the device with one in float32 on the CPU."""
-    exact = _one_step(name, batch, sizes, CPU, "float32")
-    fast = _one_step(name, batch, sizes, device, precision)
-    loss_limit, gradient_limit = LIMITS[precision]
-    rows = [_row(f"{name}, {precision}: loss of a step", abs(exact[0] - fast[0]), loss_limit)]
-    for part, e, f in zip(("clean", "noisy"), exact[1:], fast[1:], strict=True):
-        rows.append(_row(f"{name}, {precision}: {part} gradient", ((e - f).norm() / e.norm()).item(), gradient_limit))
+    """Compare one training step in `precision` on the device with one in float32 on the CPU.
+
+    How far rounding to bfloat16 moves a gradient depends on the batch: the device may add half of what it is here.
+    """
+    exact, here = (_one_step(name, batch, sizes, CPU, p) for p in ("float32", precision))
+    there = _one_step(name, batch, sizes, device, precision)
+    rows = [_row(f"{name}, {precision}: loss of a step", abs(exact[0] - there[0]), LOSS_LIMITS[precision])]
+    for part, e, h, t in zip(("clean", "noisy"), exact[1:], here[1:], there[1:], strict=True):
+        limit = max(GRADIENT_LIMIT, 1.5 * ((e - h).norm() / e.norm()).item())
+        rows.append(_row(f"{name}, {precision}: {part} gradient", ((e - t).norm() / e.norm()).item(), limit))
     return rows
 
 

@@ -13,6 +13,7 @@ from memlib.model_selection import best_setting
 from memlib.results import create_results, open_results
 from memlib.storage import open_storage
 from memlib.trials import TABLE, perform_trial, trial_unit
+from sweeps.dropout_search import main
 
 SCRIPT = {"script": "dropout_search.py"}
 OPTIONS = ["--dataset", "digits", "--limit", "200", "--noise", "0.2", "--holdout", "0.25", "--epochs", "8"]
@@ -51,8 +52,6 @@ def test_a_search_killed_outright_continues_ends_with_the_same_trials_and_is_the
     (best,) = best_setting(rows)
     assert f"best by validation: p_gen {best['p_gen']:g}, p_mem {best['p_mem']:g}" in out
 
-    from sweeps.dropout_search import main
-
     assert main(["--results", str(results), *OPTIONS]) == 0
     assert f"{N_TRIALS + 1} done, 0 to do" in capsys.readouterr().out
     assert written(results) == after
@@ -62,6 +61,8 @@ def _assert_undisturbed(final, tmp_path):
     """Every curve is the beginning of what the trial gives on its own, without Ray, and nothing happening to it."""
     images = load_dataset("digits", image_size=16)
     store = create_results(tmp_path / "alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a trial's share of the machine: other shares add up in another order
     for row in final:
         run = config_from_json(row["config"])
         curve = []
@@ -73,6 +74,7 @@ def _assert_undisturbed(final, tmp_path):
             on_epoch=lambda record, curve=curve: curve.append(record.accuracies["validation"].accuracy),
         )
         assert row["validation_curve"] == pytest.approx(curve[: row["epochs"] + 1])
+    torch.set_num_threads(threads)
     whole = {r["unit_id"]: r for r in store.read(TABLE).to_pylist() if r["batchnorm"] == "final"}
     for row in final:
         if not row["stopped_early"]:
@@ -112,8 +114,6 @@ def test_a_trial_that_diverges_fails_alone_and_is_named(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(options, message, tmp_path, capsys):
-    from sweeps.dropout_search import main
-
     assert main([*options, "--results", str(tmp_path / "results")]) == 2
     shown = capsys.readouterr()
     assert message in shown.err
