@@ -11,7 +11,7 @@ loaded when it is first used.
   `prune`
 - Which labels are made wrong? `add_label_noise`, `flip_labels`, `flip_labels_in_pairs`
 - Which labels are wrong? `find_mislabels_of_run`, `find_mislabels_by_dropping`, `find_mislabels_by_dynamics`,
-  `find_mislabels_out_of_sample`; and is that so? `evaluate_mislabels`
+  `find_mislabels_out_of_sample`; and is that so? `evaluate_mislabels`; to go through by hand: `review_page`
 - What does the model predict, and by what margin? `predict`, `accuracy`
 - How few units carry one example, and what does losing them cost the others? `find_critical_units`,
   `take_examples`, `draw_reference`, `edited_accuracies`
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from memlib.results import open_results as open_results
     from memlib.retraining import Retraining as Retraining
     from memlib.retraining import retrain as retrain
+    from memlib.review_page import review_page as review_page
     from memlib.rewinding import Measurement as Measurement
     from memlib.rewinding import rewind as rewind
     from memlib.rewinding import rewinding_accuracies as rewinding_accuracies
@@ -96,6 +97,7 @@ _HOMES = {
     "prune": "pruning",
     "recalibrate": "recalibration",
     "retrain": "retraining",
+    "review_page": "review_page",
     "rewind": "rewinding",
     "rewinding_accuracies": "rewinding",
     "set_mode": "example_tied_dropout",
