@@ -18,6 +18,7 @@ from memlib.runs import code_version
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COPIED_BYTES = 2**28  # far beyond the caches
+LONG_ENOUGH = 0.05  # seconds of one matrix product
 
 
 def time_in_turn(
@@ -59,10 +60,20 @@ def rows_of(seconds: Mapping[str, list[float]], *, reference: str) -> list[dict[
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return FLOP/s of a square matrix product on random data: the floor that FLOPs are held against."""
-    n = 8192 if device.type == "cuda" else 2048
+    """Return FLOP/s of a square matrix product on random data: the floor that FLOPs are held against.
+
+    Of the largest matrices whose product takes no longer than it needs to be timed: a CPU without instructions for
+    `dtype` is hundreds of times slower than one that has them.
+    """
+    n, largest = 256, 8192 if device.type == "cuda" else 2048
+    while (seconds := _product_seconds(n, dtype, device)) < LONG_ENOUGH and n < largest:
+        n *= 2
+    return 2 * n**3 / seconds
+
+
+def _product_seconds(n: int, dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / min(statistics.median(s) for s in time_in_turn({"x": lambda: a @ b}, 5, device).values())
+    return statistics.median(time_in_turn({"x": lambda: a @ b}, 5, device)["x"])
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:

@@ -50,6 +50,16 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def read_until(driver, text):
+    """What a sweep prints until `text` is in it; the rest is left for `communicate`."""
+    shown = b""
+    while text.encode() not in shown:
+        part = os.read(driver.stdout.fileno(), 4096)
+        assert part, f"the sweep ended without {text!r}: {shown.decode()}"
+        shown += part
+    return shown.decode()
+
+
 def finished_epochs(results):
     """The number of epochs each unfinished run could continue from."""
     storage = open_storage(results)

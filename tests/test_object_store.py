@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from pyarrow import fs
 from s3_server import BUCKET, credentials, s3_server
-from sweeping import ROOT, TIMEOUT, assert_same_results, sweep, wait_for
+from sweeping import ROOT, TIMEOUT, assert_same_results, read_until, sweep, wait_for
 
 from memlib.errors import InputError
 from memlib.results import create_results, open_results, table_from_rows
@@ -157,10 +157,11 @@ def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, tmp_
     driver = start(server.uri("ridden"), *EXPERIMENTS[2:], "--epochs", "12", "--experiments")
     wait_for(lambda: any("last.safetensors" in path for _, path in server.requests()[-50:]))
     server.shut.touch()
-    time.sleep(4.0)
+    before = read_until(driver, "it is tried again")
     server.shut.unlink()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
+    out = before + out
     assert len(re.findall(r"seed 0: s3://.* refuses \(.*\); it is tried again", out)) == 1, out
     assert len(re.findall(r"seed 0: s3://.* answers again after \d+ s", out)) == 1, out
     assert sweep(tmp_path / "local", *EXPERIMENTS[2:], "--epochs", "12", "--experiments")[0] == 0

@@ -3,10 +3,18 @@
 import re
 import signal
 import subprocess
-import time
 
 import pytest
-from sweeping import TIMEOUT, TINY, assert_same_results, finished_epochs, sweep, wait_for, worker_processes
+from sweeping import (
+    TIMEOUT,
+    TINY,
+    assert_same_results,
+    finished_epochs,
+    read_until,
+    sweep,
+    wait_for,
+    worker_processes,
+)
 
 from memlib.results import open_results
 
@@ -154,10 +162,11 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for_and_said_in_two_lines(sma
     driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     fill(ballast)
-    time.sleep(3.0)
+    before = read_until(driver, "it is tried again")
     ballast.unlink()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
+    out = before + out
     assert len(re.findall(r"seed 0: .*results refuses \(.*No space left.*\); it is tried again", out)) == 1, out
     assert len(re.findall(r"seed 0: .*results answers again after \d+ s", out)) == 1, out
     assert open_results(results).read("epochs").num_rows == 31 * 3
