@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from memlib.errors import InputError
 from memlib.mislabels import Mislabels
@@ -31,15 +31,22 @@ class MislabelEvaluation:
     n_noisy: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """For each distinct score, from the highest: how many examples reach it and have it, and the noisy of both."""
+
+    n: Int64[np.ndarray, " scores"]
+    n_noisy: Int64[np.ndarray, " scores"]
+    tied: Int64[np.ndarray, " scores"]
+    tied_noisy: Int64[np.ndarray, " scores"]
+
+
 def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> MislabelEvaluation:
     """Return how well the verdict finds the noisy examples, given in the order of `found.example_ids`.
 
     Raises:
         InputError: the lengths differ, or none or all of the examples are noisy, so that nothing can be ranked.
     """
-    # Half a second that most users of this module need not wait for.
-    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415
-
     n, n_noisy = len(is_noisy), int(is_noisy.sum())
     if n != len(found.score):
         raise InputError(f"is_noisy has {n} entries for {len(found.score)} scores; give one an example.")
@@ -48,12 +55,13 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
             f"{n_noisy} of {n} examples are noisy, so no score can tell them apart; judge on examples of both kinds "
             "(noise.fraction above 0)."
         )
+    ranking = _rank(found.score, is_noisy)
     hits = int((found.is_label_issue & is_noisy).sum())
     n_flagged = int(found.is_label_issue.sum())
     return MislabelEvaluation(
-        auroc=float(roc_auc_score(is_noisy, found.score)),
-        average_precision=float(average_precision_score(is_noisy, found.score)),
-        precision_at_noise_count=_precision_at(found.score, is_noisy, n_noisy),
+        auroc=_auroc(ranking),
+        average_precision=_average_precision(ranking),
+        precision_at_noise_count=_precision_at(ranking, n_noisy),
         issue_precision=hits / n_flagged if n_flagged else None,
         issue_recall=hits / n_noisy,
         n=n,
@@ -61,8 +69,26 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
     )
 
 
-def _precision_at(score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"], k: int) -> float:
-    last = np.sort(score)[-k]
-    above, tied = score > last, score == last
-    expected = is_noisy[above].sum() + is_noisy[tied].mean() * (k - above.sum())
-    return float(expected / k)
+def _rank(score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"]) -> _Ranking:
+    order = np.argsort(score)[::-1]
+    descending = score[order]
+    last_of_its_score = np.append(descending[1:] != descending[:-1], True)
+    n, n_noisy = np.flatnonzero(last_of_its_score) + 1, np.cumsum(is_noisy[order])[last_of_its_score]
+    return _Ranking(n, n_noisy, np.diff(n, prepend=0), np.diff(n_noisy, prepend=0))
+
+
+def _auroc(ranking: _Ranking) -> float:
+    """Return the share of pairs in which the noisy example is above; in whole numbers, a pair counts 2 and a tie 1."""
+    n_clean, clean = ranking.n - ranking.n_noisy, ranking.tied - ranking.tied_noisy
+    below = 2 * (n_clean[-1] - n_clean) + clean
+    return float((ranking.tied_noisy * below).sum() / (2 * ranking.n_noisy[-1] * n_clean[-1]))
+
+
+def _average_precision(ranking: _Ranking) -> float:
+    return float((ranking.tied_noisy * (ranking.n_noisy / ranking.n)).sum() / ranking.n_noisy[-1])
+
+
+def _precision_at(ranking: _Ranking, k: int) -> float:
+    last = np.searchsorted(ranking.n, k)
+    n_missing = ranking.n[last] - k
+    return float((ranking.n_noisy[last] - n_missing * ranking.tied_noisy[last] / ranking.tied[last]) / k)
