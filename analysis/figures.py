@@ -73,8 +73,8 @@ def draw_figures(
 
     only: names of figures; the others of the folder, and their part of the index, stay as they are.
     Pictures that the folder's index names and that are no longer drawn are removed.
-    processes: how many others save the figures, where there are many; above 1 the caller's main module is imported
-    in each of them.
+    processes: how many save the figures, with this one, where there are many; above 1 the caller's main module is
+    imported in each of the others.
 
     Raises:
         InputError: a name in `only` is unknown, or the folder cannot be used.

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.style import house_style
 
-_FEW = 12  # figures saved before others are asked to help; a process takes a second to start
+_FEW = 12  # figures saved before others are asked to help; a process takes two seconds to start
+_MOST_OTHERS = 3  # saving takes two to three times as long as drawing, which is done here
+_WAITING = 2  # figures for each other process; with more to do, this one saves too
 _PNG = {"compress_level": 3}  # half the time of the default, a tenth larger
 
 
@@ -23,9 +25,9 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     The layout is fixed by this: both files have the same one, and it is found once.
     """
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    FigureCanvasAgg(figure)  # one canvas for the layout and the PNG, so that texts are measured once
     with house_style():
         _fix_layout(figure)
+        figure.dpi = matplotlib.rcParams["savefig.dpi"]  # in which the labels' places stand after drawing
         figure.savefig(png, metadata={"Software": None}, pil_kwargs=_PNG)
         _fix_labels(figure)
         figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
@@ -48,13 +50,13 @@ def _fix_labels(figure: Figure) -> None:
 
 
 class Saving(AbstractContextManager["Saving"]):
-    """Saves figures here, and from the thirteenth on in `processes` others, if more than one is given.
+    """Saves figures here, and from the thirteenth on in others too, `processes` with this one.
 
     Leaving the context waits for all files; raises what a save raised.
     """
 
     def __init__(self, folder: Path, *, processes: int = 1) -> None:
-        self.folder, self.processes = folder, processes
+        self.folder, self._n_others = folder, min(processes - 1, _MOST_OTHERS)
         self._n_saved = 0
         self._pool: ProcessPoolExecutor | None = None
         self._pending: list[Future[tuple[Path, Path]]] = []
@@ -62,10 +64,11 @@ class Saving(AbstractContextManager["Saving"]):
     def save(self, figure: Figure, name: str) -> tuple[Path, Path]:
         """Return the paths of the two files, which are there when the context is left."""
         self._n_saved += 1
-        if self.processes == 1 or self._n_saved <= _FEW:
+        n_waiting = sum(not saved.done() for saved in self._pending)
+        if self._n_saved <= _FEW or n_waiting >= _WAITING * self._n_others:
             return save(figure, self.folder, name)
         if self._pool is None:  # spawned: polars' threads do not survive a fork
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self._n_others, mp_context=multiprocessing.get_context("spawn"))
         self._pending.append(self._pool.submit(save, figure, self.folder, name))
         return self.folder / f"{name}.png", self.folder / f"{name}.pdf"
 

@@ -75,7 +75,6 @@ _STYLE: Mapping[str, object] = {
     "legend.columnspacing": 1.4,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "figure.dpi": 200,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # text stays text
 }

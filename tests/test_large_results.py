@@ -171,7 +171,7 @@ def test_shares_above_a_place_are_counted(rows):
 def test_other_processes_save_the_same_bytes_once_there_are_many(store, tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.saving._FEW", 1)
     add_finished(store, make_config(seed=0), groups=("stem", "head"))
-    names = ("a", "b", "c")
+    names = ("a", "b", "c", "d", "e")  # the first is saved here, the next two elsewhere, then whoever has time
     for folder in ("here", "elsewhere"):
         (tmp_path / folder).mkdir()
     with Saving(tmp_path / "elsewhere", processes=2) as saving:
