@@ -37,9 +37,6 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
     Raises:
         InputError: the lengths differ, or none or all of the examples are noisy, so that nothing can be ranked.
     """
-    # Half a second that most users of this module need not wait for.
-    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415
-
     n, n_noisy = len(is_noisy), int(is_noisy.sum())
     if n != len(found.score):
         raise InputError(f"is_noisy has {n} entries for {len(found.score)} scores; give one an example.")
@@ -48,12 +45,15 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
             f"{n_noisy} of {n} examples are noisy, so no score can tell them apart; judge on examples of both kinds "
             "(noise.fraction above 0)."
         )
+    noisy, all_ = _counts_by_score(found.score, is_noisy)
+    noisy_up_to, up_to = noisy.cumsum(), all_.cumsum()
+    below = (all_ - noisy) * (noisy_up_to - noisy / 2)  # noisy ones above each clean one, or level with it
     hits = int((found.is_label_issue & is_noisy).sum())
     n_flagged = int(found.is_label_issue.sum())
     return MislabelEvaluation(
-        auroc=float(roc_auc_score(is_noisy, found.score)),
-        average_precision=float(average_precision_score(is_noisy, found.score)),
-        precision_at_noise_count=_precision_at(found.score, is_noisy, n_noisy),
+        auroc=float(below.sum() / n_noisy / (n - n_noisy)),
+        average_precision=float((noisy * noisy_up_to / up_to).sum() / n_noisy),
+        precision_at_noise_count=float(np.interp(n_noisy, [0, *up_to], [0, *noisy_up_to]) / n_noisy),
         issue_precision=hits / n_flagged if n_flagged else None,
         issue_recall=hits / n_noisy,
         n=n,
@@ -61,8 +61,9 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
     )
 
 
-def _precision_at(score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"], k: int) -> float:
-    last = np.sort(score)[-k]
-    above, tied = score > last, score == last
-    expected = is_noisy[above].sum() + is_noisy[tied].mean() * (k - above.sum())
-    return float(expected / k)
+def _counts_by_score(
+    score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+    """Return how many noisy ones, and how many at all, have each of the m different scores, the highest first."""
+    _, place, counts = np.unique(-score, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=is_noisy, minlength=len(counts)), counts.astype(np.float64)
