@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.style import house_style
@@ -22,9 +23,11 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     The layout is fixed by this: both files have the same one, and it is found once.
     """
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    FigureCanvasAgg(figure)  # one canvas for the layout and the PNG, so that texts are measured once
     with house_style():
         _fix_layout(figure)
         figure.savefig(png, metadata={"Software": None}, pil_kwargs=_PNG)
+        _fix_labels(figure)
         figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return png, pdf
 
@@ -34,6 +37,14 @@ def _fix_layout(figure: Figure) -> None:
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine(None)
+
+
+def _fix_labels(figure: Figure) -> None:
+    """Leave the axes' labels where the last drawing put them, instead of finding their place again."""
+    for axes in figure.axes:
+        to_axes = axes.transAxes.inverted().transform
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_label_coords(*to_axes(axis.label.get_transform().transform(axis.label.get_position())))
 
 
 class Saving(AbstractContextManager["Saving"]):

@@ -55,6 +55,7 @@ _LIGHTEST = 0.85  # of the sequence: its yellow end is too light on white
 _STYLE: Mapping[str, object] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
+    "axes.titley": 1.0,
     "axes.labelsize": 7.5,
     "figure.titlesize": 8,
     "legend.fontsize": 7.5,
@@ -74,6 +75,7 @@ _STYLE: Mapping[str, object] = {
     "legend.columnspacing": 1.4,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "figure.dpi": 200,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # text stays text
 }

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 import memlib
@@ -159,6 +160,16 @@ def test_the_measures_equal_slow_references_ties_included(rows):
     assert got.issue_recall == pytest.approx(hits / sum(noisy))
     assert got.issue_precision == (pytest.approx(hits / is_issue.sum()) if is_issue.any() else None)
     assert (got.n, got.n_noisy) == (len(rows), sum(noisy))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 300), st.sampled_from([0, 1, 2, 16]))
+def test_the_measures_equal_sklearns_ties_included(seed, n, n_decimals):
+    random = np.random.default_rng(seed)
+    score, is_noisy = random.normal(size=n).round(n_decimals), random.permutation(np.arange(n) < random.integers(1, n))
+    subjects = subjects_of(np.arange(n), np.zeros(n, int))
+    got = evaluate_mislabels(verdict("mine", "in_sample", subjects, score, subjects.assigned, is_noisy), is_noisy)
+    assert got.auroc == pytest.approx(roc_auc_score(is_noisy, score), rel=1e-12)
+    assert got.average_precision == pytest.approx(average_precision_score(is_noisy, score), rel=1e-12)
 
 
 # Bad input
