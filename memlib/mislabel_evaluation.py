@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
 from memlib.errors import InputError
 from memlib.mislabels import Mislabels
@@ -31,16 +31,6 @@ class MislabelEvaluation:
     n_noisy: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """For each distinct score, from the highest: how many examples reach it and have it, and the noisy of both."""
-
-    n: Int64[np.ndarray, " scores"]
-    n_noisy: Int64[np.ndarray, " scores"]
-    tied: Int64[np.ndarray, " scores"]
-    tied_noisy: Int64[np.ndarray, " scores"]
-
-
 def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> MislabelEvaluation:
     """Return how well the verdict finds the noisy examples, given in the order of `found.example_ids`.
 
@@ -55,13 +45,15 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
             f"{n_noisy} of {n} examples are noisy, so no score can tell them apart; judge on examples of both kinds "
             "(noise.fraction above 0)."
         )
-    ranking = _rank(found.score, is_noisy)
+    noisy, all_ = _counts_by_score(found.score, is_noisy)
+    noisy_up_to, up_to = noisy.cumsum(), all_.cumsum()
+    below = (all_ - noisy) * (noisy_up_to - noisy / 2)  # noisy ones above each clean one, or level with it
     hits = int((found.is_label_issue & is_noisy).sum())
     n_flagged = int(found.is_label_issue.sum())
     return MislabelEvaluation(
-        auroc=_auroc(ranking),
-        average_precision=_average_precision(ranking),
-        precision_at_noise_count=_precision_at(ranking, n_noisy),
+        auroc=float(below.sum() / n_noisy / (n - n_noisy)),
+        average_precision=float((noisy * noisy_up_to / up_to).sum() / n_noisy),
+        precision_at_noise_count=float(np.interp(n_noisy, [0, *up_to], [0, *noisy_up_to]) / n_noisy),
         issue_precision=hits / n_flagged if n_flagged else None,
         issue_recall=hits / n_noisy,
         n=n,
@@ -69,26 +61,9 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
     )
 
 
-def _rank(score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"]) -> _Ranking:
-    order = np.argsort(score)[::-1]
-    descending = score[order]
-    last_of_its_score = np.append(descending[1:] != descending[:-1], True)
-    n, n_noisy = np.flatnonzero(last_of_its_score) + 1, np.cumsum(is_noisy[order])[last_of_its_score]
-    return _Ranking(n, n_noisy, np.diff(n, prepend=0), np.diff(n_noisy, prepend=0))
-
-
-def _auroc(ranking: _Ranking) -> float:
-    """Return the share of pairs in which the noisy example is above; in whole numbers, a pair counts 2 and a tie 1."""
-    n_clean, clean = ranking.n - ranking.n_noisy, ranking.tied - ranking.tied_noisy
-    below = 2 * (n_clean[-1] - n_clean) + clean
-    return float((ranking.tied_noisy * below).sum() / (2 * ranking.n_noisy[-1] * n_clean[-1]))
-
-
-def _average_precision(ranking: _Ranking) -> float:
-    return float((ranking.tied_noisy * (ranking.n_noisy / ranking.n)).sum() / ranking.n_noisy[-1])
-
-
-def _precision_at(ranking: _Ranking, k: int) -> float:
-    last = np.searchsorted(ranking.n, k)
-    n_missing = ranking.n[last] - k
-    return float((ranking.n_noisy[last] - n_missing * ranking.tied_noisy[last] / ranking.tied[last]) / k)
+def _counts_by_score(
+    score: Float64[np.ndarray, " n"], is_noisy: Bool[np.ndarray, " n"]
+) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+    """Return how many noisy ones, and how many at all, have each of the m different scores, the highest first."""
+    _, place, counts = np.unique(-score, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=is_noisy, minlength=len(counts)), counts.astype(np.float64)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "3",  # a task that needs too much memory fails in the end
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are ours to write
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # and a lost trial ours to say, in one line
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that reports its error has no accuracy to report
 }
@@ -63,7 +65,7 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     device: `auto` for GPUs where there are any, `cpu` to leave them alone. say: told of a wait for workers.
 
     Raises:
-        InputError: no cluster answers at `address`, or it has no worker and none comes.
+        InputError: Ray does not start here, no cluster answers at `address`, or it has no worker and none comes.
     """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     if address is not None:
@@ -79,11 +81,10 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
             logging_level=logging.ERROR,
             runtime_env=_passed_on() if address else None,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"no Ray cluster answers at --address {address} ({error}); start one with ray start --head, give this "
-            "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
-        ) from error
+    except Exception as error:  # Ray raises it bare where a machine is too slow to start
+        raise InputError(_why_not(address, error)) from error
+    # Ray prints several lines of its own for each node that is lost, and offers no other way to leave them out.
+    vars(import_module("ray._private.worker"))["_worker_logs_enabled"] = False
     growth = None
     if address is not None and _on_head():
         growth = read_growth(Path(CLUSTER_FILE).expanduser(), device=device)
@@ -91,6 +92,16 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     if capacity.cpus == 0 or (growth is not None and growth.unasked):
         capacity = _with_growth(_wait_for_workers(growth.unasked if growth else 1, say), growth)
     return replace(capacity, gpus=0) if device == "cpu" else capacity
+
+
+def _why_not(address: str | None, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if address is None:
+        return f"Ray did not start on this machine ({said}); it may be too busy or short of memory: try again."
+    return (
+        f"no Ray cluster answers at --address {address} ({said}); start one with ray start --head, give this "
+        "machine the cluster's token (RAY_AUTH_TOKEN), or leave --address out to use this machine."
+    )
 
 
 def stop_ray() -> None:

@@ -180,6 +180,21 @@ def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):
     assert "free some space, give another --results" in capsys.readouterr().err
 
 
+def test_a_machine_too_busy_to_start_ray_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    import ray
+
+    from sweeps.full_paper import main
+
+    def slow(**settings):
+        raise Exception("The current node timed out during startup.\nThis could happen.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    assert main([*TINY, *TRAIN_ONLY, "--results", str(tmp_path / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "Ray did not start on this machine (The current node timed out during startup. This could happen.)" in said
+    assert len(said.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -58,6 +58,7 @@ class Lab:
         self.key = folder / "keys" / "id"
         self.profile = profile  # lines of every host's ~/.bashrc
         self._hosts: dict[int, subprocess.Popen] = {}
+        self._namespaces: list[str] = []
         taken = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
         self._name = next(f"memlib{i}" for i in range(100) if f"memlib{i}b" not in taken)
         self.network = f"10.79.{self._name.removeprefix('memlib')}"
@@ -82,7 +83,8 @@ class Lab:
     def __exit__(self, *exception: object) -> None:
         for host in list(self._hosts):
             self.kill(host)
-            _ip(f"netns del {self._name}n{host}")
+        for namespace in self._namespaces:
+            _ip(f"netns del {namespace}")
         _ip(f"link del {self._name}b")
 
     def start(self, *hosts: int) -> None:
@@ -135,6 +137,7 @@ class Lab:
         if not root.exists():
             self._furnish(host)
             _ip(f"netns add {name}")
+            self._namespaces.append(name)
             _ip(f"link add {self._name}v{host} type veth peer name eth0 netns {name}")
             _ip(f"link set {self._name}v{host} master {self._name}b up")
             _ip(f"-n {name} addr add {self.address(host)}/24 dev eth0")
