@@ -31,7 +31,7 @@ LIMIT = 1200.0  # seconds for one undisturbed sweep
 SETTINGS = ["checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"]
 SETTINGS += ["retraining.on=['clean']", "model.width=0.0625", "training.precision=float32"]
 SETTINGS += ["critical_units.examples=4", "critical_units.part_size=4", "critical_units.reference_size=16"]
-OPTIONS = ["--preset", "quick", "--limit", "200", "--epochs", "12", "--seeds", "0", "--dropouts", "none", "example_tied"]
+OPTIONS = ["--preset", "quick", "--limit", "200", "--epochs", "12", "--seeds", "0", "--dropouts", "none"]
 OPTIONS += [part for setting in SETTINGS for part in ("--set", setting)]
 
 
