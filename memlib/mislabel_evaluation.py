@@ -53,7 +53,7 @@ def evaluate_mislabels(found: Mislabels, is_noisy: Bool[np.ndarray, " _"]) -> Mi
     return MislabelEvaluation(
         auroc=float(below.sum() / n_noisy / (n - n_noisy)),
         average_precision=float((noisy * noisy_up_to / up_to).sum() / n_noisy),
-        precision_at_noise_count=float(np.interp(n_noisy, [0, *up_to], [0, *noisy_up_to]) / n_noisy),
+        precision_at_noise_count=float(np.interp(n_noisy, np.append(0, up_to), np.append(0, noisy_up_to)) / n_noisy),
         issue_precision=hits / n_flagged if n_flagged else None,
         issue_recall=hits / n_noisy,
         n=n,
