@@ -37,7 +37,7 @@ def measure_command(results: Path, figures: Path, cores: int) -> dict[str, objec
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as drawing:
         os.sched_setaffinity(drawing.pid, allowed)
-        together = _watch(drawing)
+        largest, together = _watch(drawing)
         printed = drawing.stdout.read() if drawing.stdout else ""
     seconds = time.perf_counter() - started
     if drawing.returncode:
@@ -49,18 +49,22 @@ def measure_command(results: Path, figures: Path, cores: int) -> dict[str, objec
         "files": len(list(results.glob("*/*.parquet"))),
         "figures": printed.count(".png"),
         "cpu_seconds": round(cpu, 1),
-        "peak_mb_of_one_process": round(after.ru_maxrss / 1e3),
+        "peak_mb_of_one_process": round(largest / 1e6),
         "peak_mb_together": round(together / 1e6),
     }
 
 
-def _watch(drawing: subprocess.Popen[str]) -> int:
-    """Wait, and return the most memory in bytes that the process and those it started had at once."""
-    process, most = psutil.Process(drawing.pid), 0
+def _watch(drawing: subprocess.Popen[str]) -> tuple[int, int]:
+    """Wait, and return the most memory in bytes that one process had, and that all it started had at once.
+
+    Not the system's own record of children: it begins with what this process had when it started them.
+    """
+    process, largest, together = psutil.Process(drawing.pid), 0, 0
     while drawing.poll() is None:
-        most = max(most, sum(_resident(one) for one in [process, *_children(process)]))
+        resident = [_resident(one) for one in [process, *_children(process)]]
+        largest, together = max(largest, *resident), max(together, sum(resident))
         time.sleep(_BETWEEN_LOOKS)
-    return most
+    return largest, together
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
