@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from memlib.results import SCHEMAS, ResultStore
+from memlib.results import ResultStore
+from memlib.schemas import SCHEMAS
 
 Source = str | io.BytesIO
 

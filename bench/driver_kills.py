@@ -23,7 +23,8 @@ import psutil
 import torch
 from timing import save
 
-from memlib.results import SCHEMAS, open_results
+from memlib.results import open_results
+from memlib.schemas import SCHEMAS
 from memlib.storage import open_storage
 
 ROOT = Path(__file__).parent.parent

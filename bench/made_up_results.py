@@ -25,7 +25,8 @@ from memlib.config import (
     TrainingConfig,
     config_to_json,
 )
-from memlib.results import SCHEMAS, ResultStore
+from memlib.results import ResultStore
+from memlib.schemas import SCHEMAS
 from memlib.units import Unit
 
 SIZES = {"cifar10": (50_000, 10_000), "mnist": (60_000, 10_000), "svhn": (73_257, 26_032)}  # training, test

@@ -29,7 +29,8 @@ from timing import save
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, build_config, config_to_json
 from memlib.experiments import CriticalUnitsConfig, ExperimentsConfig
-from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
+from memlib.schemas import table_from_rows
 from memlib.tasks import plan_tasks
 from memlib.units import Task
 from sweeps.wanted import still_to_do

@@ -30,7 +30,8 @@ from memlib.forgotten_images import forgotten_images
 from memlib.label_noise import NoisyLabels, add_label_noise
 from memlib.models import build_model
 from memlib.precision import resolve_precision
-from memlib.results import ResultStore, table_from_rows
+from memlib.results import ResultStore
+from memlib.schemas import table_from_rows
 from memlib.seeds import stream
 from memlib.training import EpochRecord, TrainingData, train
 from memlib.training_dynamics import NEVER, TrainingDynamics

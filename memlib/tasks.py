@@ -16,8 +16,9 @@ from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
 from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
 from memlib.neuron_units import perform_critical_units, plan_critical_units
-from memlib.results import ResultStore, table_from_rows
+from memlib.results import ResultStore
 from memlib.runs import build_network, code_version, device_name, prepare_data
+from memlib.schemas import table_from_rows
 from memlib.units import Task, Unit
 
 EXPERIMENTS = {

@@ -19,8 +19,9 @@ from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
 from memlib.recalibration import batchnorms, recalibrate
-from memlib.results import ResultStore, table_from_rows
+from memlib.results import ResultStore
 from memlib.runs import build_network, place_data, prepare_data
+from memlib.schemas import table_from_rows
 from memlib.tasks import record_unit
 from memlib.training import EpochRecord, TrainingData, evaluate_held_out, saved_model, saved_records, train
 from memlib.units import Unit

@@ -18,7 +18,8 @@ from memlib.config import (
     TrainingConfig,
     config_to_json,
 )
-from memlib.results import ResultStore, table_from_rows
+from memlib.results import ResultStore
+from memlib.schemas import table_from_rows
 
 RESNET9 = ("conv1", "conv2", "res1.conv1", "res1.conv2", "conv3", "res2.conv1", "res2.conv2", "conv4", "classifier")
 RESNET50 = ("stem", "layer1", "layer2", "layer3", "layer4", "classifier")

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 
 from memlib.checkpoints import CheckpointFolder
-from memlib.results import SCHEMAS, open_results
+from memlib.results import open_results
+from memlib.schemas import SCHEMAS
 from memlib.storage import open_storage
 
 ROOT = Path(__file__).parent.parent

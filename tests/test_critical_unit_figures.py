@@ -20,7 +20,8 @@ from analysis.searched import MAIN_SEARCH, searched_examples
 from analysis.style import STROKES
 from memlib.config import RunConfig
 from memlib.experiments import CriticalUnitsConfig
-from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
+from memlib.schemas import table_from_rows
 
 DRAWING = (critical_units.draw, clean_split.draw, shared_units.draw)
 

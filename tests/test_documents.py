@@ -11,7 +11,7 @@ import pytest
 import memlib
 from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, ModelConfig, NoiseConfig, TrainingConfig
 from memlib.experiments import CriticalUnitsConfig, CrossValidationConfig, RetrainingConfig, RewindingConfig
-from memlib.results import SCHEMAS
+from memlib.schemas import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,7 +27,8 @@ from analysis.figures import FIGURES, draw_figures
 from analysis.load import load_tables
 from analysis.style import STROKES
 from analysis.tables import Column, Table, save_tables, to_latex, to_markdown
-from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
+from memlib.schemas import table_from_rows
 
 KINDS = ("example_tied", "none", "standard", "channel", "sparse")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -20,7 +20,8 @@ from analysis.saving import Saving, save
 from analysis.searched import removed_units, searched_examples
 from analysis.shares import shares_above
 from memlib.errors import InputError
-from memlib.results import SCHEMAS, ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
+from memlib.schemas import SCHEMAS, table_from_rows
 from memlib.storage import Storage
 from sweeps.compact import main as compact
 

@@ -13,8 +13,9 @@ from analysis.load import load_tables
 from analysis.mislabels import MEASURES, draw
 from memlib.config import RunConfig
 from memlib.mislabel_evaluation import evaluate_mislabels
-from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
 from memlib.run_mislabels import find_mislabels_of_run, is_noisy_in
+from memlib.schemas import table_from_rows
 
 N = 40
 

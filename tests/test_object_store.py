@@ -12,7 +12,8 @@ from s3_server import BUCKET, credentials, s3_server
 from sweeping import ROOT, TIMEOUT, assert_same_results, read_until, sweep, wait_for
 
 from memlib.errors import InputError
-from memlib.results import create_results, open_results, table_from_rows
+from memlib.results import create_results, open_results
+from memlib.schemas import table_from_rows
 from memlib.storage import Patience, StorageRefused, open_storage
 
 EXPERIMENTS = ["--epochs", "2", "--seeds", "0", "--set", "rewinding.limit=20", "--experiments", "rewinding"]

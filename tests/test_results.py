@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memlib.errors import InputError
-from memlib.results import SCHEMAS, create_results, open_results, table_from_rows
+from memlib.results import create_results, open_results
+from memlib.schemas import SCHEMAS, table_from_rows
 
 
 def epochs(run_id, accuracies):

@@ -29,7 +29,8 @@ from analysis.figures import draw_figures
 from analysis.load import load_tables
 from analysis.style import STROKES
 from memlib.config import RunConfig
-from memlib.results import ResultStore, create_results, table_from_rows
+from memlib.results import ResultStore, create_results
+from memlib.schemas import table_from_rows
 
 OPTIONS = Options()
 

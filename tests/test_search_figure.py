@@ -9,7 +9,8 @@ from analysis.drawn import Drawn, Options
 from analysis.figures import draw_figures
 from analysis.load import load_tables
 from memlib.model_selection import best_setting
-from memlib.results import create_results, table_from_rows
+from memlib.results import create_results
+from memlib.schemas import table_from_rows
 
 
 @pytest.fixture

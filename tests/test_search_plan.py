@@ -10,7 +10,8 @@ from test_trials import row
 from memlib.config import config_to_json
 from memlib.datasets import load_dataset
 from memlib.errors import InputError
-from memlib.results import create_results, table_from_rows
+from memlib.results import create_results
+from memlib.schemas import table_from_rows
 from memlib.trials import TABLE, trial_unit
 from sweeps.cluster import QUIET
 from sweeps.costs import image_flops
