@@ -41,10 +41,11 @@ def why_not() -> str | None:
     )
     if tried.returncode:
         return f"this machine allows no namespaces: {tried.stderr.strip()}"
-    bridge = subprocess.run(["ip", "link", "add", "memlibtest", "type", "bridge"], capture_output=True, text=True)
-    if bridge.returncode:
-        return f"this machine allows no bridge: {bridge.stderr.strip()}"
-    subprocess.run(["ip", "link", "del", "memlibtest"], check=True)
+    for kind, way in (("bridge", "type bridge"), ("pair of links", "type veth peer name memlibtestp")):
+        made = subprocess.run(["ip", "link", "add", "memlibtest", *way.split()], capture_output=True, text=True)
+        if made.returncode:
+            return f"this machine allows no {kind}: {made.stderr.strip()}"
+        subprocess.run(["ip", "link", "del", "memlibtest"], check=True)
     return None
 
 
