@@ -126,7 +126,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, sweep: 
     while not condition():
         assert time.monotonic() < until, f"waited {seconds} s for {what}:\n{sweep.log() if sweep else ''}"
         assert sweep is None or not sweep.ended(), f"the sweep ended before {what}:\n{sweep.log()}"
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def _free_port() -> int:
