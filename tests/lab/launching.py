@@ -24,7 +24,7 @@ TIMEOUT = 600  # seconds a command of the launcher may take
 # Hosts reach no package index: what setup_node.sh would install is bound in, and stands where it would have put it.
 SETUP = f"ln -sfn {ENVIRONMENT} ~/memlib/.venv"
 # PYTHONPATH: the copy that came by rsync, not this checkout. The time-out: a busy machine starts a dashboard slowly.
-PROFILE = "export PYTHONPATH=/root/memlib OMP_NUM_THREADS=1 RAY_DASHBOARD_STARTUP_TIMEOUT_S=300"
+PROFILE = "export PYTHONPATH=$HOME/memlib OMP_NUM_THREADS=1 RAY_DASHBOARD_STARTUP_TIMEOUT_S=300"
 
 
 class Launcher:
