@@ -7,9 +7,11 @@ rows is skipped with what to run. Exit status: 0 something was drawn, 1 nothing 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import (
@@ -30,9 +32,10 @@ from analysis import (
 )
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
+from analysis.helpers import share_work
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
-from analysis.saving import Saving
+from analysis.saving import save
 from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results
@@ -60,6 +63,18 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("dropout_search", dropout_search.draw),
 )
 
+_MANY_RUNS = 8  # from here on others help; one takes two seconds to start
+_MOST_OTHERS = 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one entry of FIGURES left: its files, their parts of the index, and what it skipped."""
+
+    paths: tuple[Path, ...]
+    sections: tuple[Section, ...]
+    skipped: tuple[Skipped, ...]
+
 
 def draw_figures(
     results: Results,
@@ -73,8 +88,8 @@ def draw_figures(
 
     only: names of figures; the others of the folder, and their part of the index, stay as they are.
     Pictures that the folder's index names and that are no longer drawn are removed.
-    processes: how many save the figures, with this one, where there are many; above 1 the caller's main module is
-    imported in each of the others.
+    processes: how many draw, with this one, where there are many runs; above 1 the caller's main module is imported
+    in each of the others, and they open the results by their location.
 
     Raises:
         InputError: a name in `only` is unknown, or the folder cannot be used.
@@ -85,15 +100,18 @@ def draw_figures(
             raise unknown("figure", name, names)
     before = _open_folder(folder)
     kept = [section for section in before if only and _figure_of(section) not in only]
-    paths, sections, skipped = [], [], []
-    with Saving(folder, processes=processes) as saving:
-        for outcome in _draw(results, options or Options(), only):
-            if isinstance(outcome, Skipped):
-                skipped.append(outcome)
-                continue
-            paths += saving.save(outcome.figure, outcome.name)
-            paths += save_tables(outcome.tables, folder, outcome.name)
-            sections.append(describe(outcome))
+    options = options or Options()
+    chosen = [name for name in names if not only or name in only]
+    most = _MOST_OTHERS if results.runs.height >= _MANY_RUNS else 0
+    finished = share_work(
+        chosen,
+        functools.partial(_finish, results=results, folder=folder, options=options),
+        functools.partial(_finish_elsewhere, location=results.location, folder=folder, options=options),
+        others=min(processes - 1, len(chosen) - 1, most),
+    ).values()
+    paths = [path for one in finished for path in one.paths]
+    sections = [section for one in finished for section in one.sections]
+    skipped = [skip for one in finished for skip in one.skipped]
     listed = sorted([*kept, *sections], key=lambda section: (_place_of(section), section.name))
     remove_stale(folder, before, {section.name for section in listed})
     index = write_index(folder, listed, skipped, results)
@@ -141,10 +159,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _draw(results: Results, options: Options, only: Sequence[str]) -> Iterator[Outcome]:
-    for name, draw in FIGURES:
-        if not only or name in only:
-            yield from draw(results, options)
+def _finish(name: str, *, results: Results, folder: Path, options: Options) -> Finished:
+    """Draw and save what an entry of FIGURES makes of the results."""
+    paths, sections, skipped = [], [], []
+    for outcome in dict(FIGURES)[name](results, options):
+        if isinstance(outcome, Skipped):
+            skipped.append(outcome)
+            continue
+        paths += save(outcome.figure, folder, outcome.name)
+        paths += save_tables(outcome.tables, folder, outcome.name)
+        sections.append(describe(outcome))
+    return Finished(tuple(paths), tuple(sections), tuple(skipped))
+
+
+def _finish_elsewhere(name: str, *, location: str, folder: Path, options: Options) -> Finished:
+    return _finish(name, results=_results_at(location), folder=folder, options=options)
+
+
+@functools.cache  # another process draws several figures, which share what is read
+def _results_at(location: str) -> Results:
+    return load_tables(open_results(location))
 
 
 def _open_folder(folder: Path) -> list[Section]:

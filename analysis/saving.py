@@ -1,21 +1,14 @@
-"""Figures to files, in several processes where there are many: drawing to PNG and PDF is most of the work."""
+"""A figure to its files."""
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.style import house_style
 
-_FEW = 12  # figures saved before others are asked to help; a process takes two seconds to start
-_MOST_OTHERS = 3  # saving takes two to three times as long as drawing, which is done here
-_WAITING = 2  # figures for each other process; with more to do, this one saves too
 _PNG = {"compress_level": 3}  # half the time of the default, a tenth larger
 
 
@@ -47,38 +40,3 @@ def _fix_labels(figure: Figure) -> None:
         to_axes = axes.transAxes.inverted().transform
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_label_coords(*to_axes(axis.label.get_transform().transform(axis.label.get_position())))
-
-
-class Saving(AbstractContextManager["Saving"]):
-    """Saves figures here, and from the thirteenth on in others too, `processes` with this one.
-
-    Leaving the context waits for all files; raises what a save raised.
-    """
-
-    def __init__(self, folder: Path, *, processes: int = 1) -> None:
-        self.folder, self._n_others = folder, min(processes - 1, _MOST_OTHERS)
-        self._n_saved = 0
-        self._pool: ProcessPoolExecutor | None = None
-        self._pending: list[Future[tuple[Path, Path]]] = []
-
-    def save(self, figure: Figure, name: str) -> tuple[Path, Path]:
-        """Return the paths of the two files, which are there when the context is left."""
-        self._n_saved += 1
-        n_waiting = sum(not saved.done() for saved in self._pending)
-        if self._n_saved <= _FEW or n_waiting >= _WAITING * self._n_others:
-            return save(figure, self.folder, name)
-        if self._pool is None:  # spawned: polars' threads do not survive a fork
-            self._pool = ProcessPoolExecutor(self._n_others, mp_context=multiprocessing.get_context("spawn"))
-        self._pending.append(self._pool.submit(save, figure, self.folder, name))
-        return self.folder / f"{name}.png", self.folder / f"{name}.pdf"
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for what is pending, unless something failed."""
-        if self._pool is None:
-            return
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            for saved in self._pending:
-                saved.result()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
+import os
+import time
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from analysis_rows import add_critical_units, add_everything, add_finished, add_run, make_config
+from analysis_rows import add_critical_units, add_everything, add_run, make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import learning_curves, load, scans
-from analysis.drawn import Drawn, Options
-from analysis.figures import FIGURES, draw_figures, main
+from analysis import load, scans
+from analysis.figures import draw_figures, main
+from analysis.helpers import share_work
 from analysis.load import load_tables
-from analysis.saving import Saving, save
 from analysis.searched import removed_units, searched_examples
 from analysis.shares import shares_above
 from memlib.errors import InputError
@@ -169,37 +169,42 @@ def test_shares_above_a_place_are_counted(rows):
         assert row["mean"] == pytest.approx(sum(shares) / len(shares))
 
 
-def test_other_processes_save_the_same_bytes_once_there_are_many(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.saving._FEW", 1)
-    add_finished(store, make_config(seed=0), groups=("stem", "head"))
-    names = ("a", "b", "c", "d", "e")  # the first is saved here, the next two elsewhere, then whoever has time
-    for folder in ("here", "elsewhere"):
-        (tmp_path / folder).mkdir()
-    with Saving(tmp_path / "elsewhere", processes=2) as saving:
-        paths = [path for name in names for path in saving.save(drawn(store).figure, name)]
-    for name in names:
-        save(drawn(store).figure, tmp_path / "here", name)
-    for path in paths:
-        assert path.read_bytes() == (tmp_path / "here" / path.name).read_bytes()
-
-
-def test_what_another_process_could_not_save_is_raised(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.saving._FEW", 0)
-    add_finished(store, make_config(seed=0), groups=("stem", "head"))
-    with pytest.raises(FileNotFoundError), Saving(tmp_path / "nowhere", processes=2) as saving:
-        saving.save(drawn(store).figure, "a")
-
-
-def test_every_figure_can_be_sent_to_another_process(store):
+def test_with_many_runs_other_processes_help_and_the_files_are_the_same(store, tmp_path, monkeypatch):
     for seed in (0, 1):
         add_everything(store, make_config(seed=seed), groups=("stem", "head"))
-    for _, function in FIGURES:
-        for outcome in function(load_tables(store), Options()):
-            if isinstance(outcome, Drawn):
-                assert pickle.loads(pickle.dumps(outcome.figure)).axes  # noqa: S301 - our own, never stored
+    monkeypatch.setattr("analysis.figures._MANY_RUNS", 2)
+    alone, skipped_alone = draw_figures(load_tables(store), tmp_path / "alone")
+    helped, skipped_helped = draw_figures(load_tables(store), tmp_path / "helped", processes=2)
+    assert [path.name for path in helped] == [path.name for path in alone]
+    assert skipped_helped == skipped_alone
+    for a, b in zip(alone, helped, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
 
 
-def drawn(store: ResultStore) -> Drawn:
-    (outcome,) = learning_curves.draw(load_tables(store), Options())
-    assert isinstance(outcome, Drawn)
-    return outcome
+def test_work_is_shared_from_both_ends_and_answered_in_order():
+    names = [str(n) for n in range(12)]
+    done = share_work(names, lambda name: (name, os.getpid()), _with_process, others=1)
+    assert [name for name, _ in done.values()] == list(done) == names
+    here = [name for name, process in done.values() if process == os.getpid()]
+    assert here == names[: len(here)]
+    assert 0 < len(here) < len(names)
+
+
+def test_what_fails_is_raised_wherever_it_was_tried():
+    names = [str(n) for n in range(99)]
+    with pytest.raises(ValueError, match="cannot draw"):
+        share_work(names, lambda name: time.sleep(0.1), _fail, others=1)
+    with pytest.raises(ValueError, match="cannot draw 0"):
+        share_work(names, _fail, _sleep, others=1)  # what the other has not begun by then is given up
+
+
+def _with_process(name: str) -> tuple[str, int]:
+    return name, os.getpid()
+
+
+def _sleep(name: str) -> None:
+    time.sleep(1)
+
+
+def _fail(name: str) -> None:
+    raise ValueError(f"cannot draw {name}")
