@@ -32,6 +32,9 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that reports its error has no accuracy to report
 }
+# Read by glibc when a worker starts: freed memory stays with it. Without, at the paper's batch size, up to a fifth of a
+# training step's CPU time is the system's, handing the same pages out again (docs/performance.md).
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 # What every process of a cluster is told of this one's variables; credentials are each machine's own.
 PASSED_ON = ("MEMLIB_STORAGE_PATIENCE",)
 
@@ -67,7 +70,8 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     Raises:
         InputError: Ray does not start here, no cluster answers at `address`, or it has no worker and none comes.
     """
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    set_first = QUIET | KEEP_MEMORY
+    os.environ.update({key: value for key, value in set_first.items() if key not in os.environ})
     if address is not None:
         _check_answers(address)
         _offer_token()
@@ -115,7 +119,7 @@ def _passed_on() -> dict[str, Any]:
     # A submitted job's variables reach its workers already, and Ray refuses to be told twice.
     names = () if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else PASSED_ON
     known = {name: os.environ[name] for name in names if name in os.environ}
-    return {"env_vars": {**known, CODE_VARIABLE: equipment().code}}
+    return {"env_vars": {**KEEP_MEMORY, **known, CODE_VARIABLE: equipment().code}}
 
 
 def _on_head() -> bool:

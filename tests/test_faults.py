@@ -13,7 +13,18 @@ import time
 
 import psutil
 import pytest
-from sweeping import TIMEOUT, assert_same_results, finished_epochs, sweep, wait_for, worker_processes, written
+from sweeping import (
+    TIMEOUT,
+    assert_same_results,
+    finished_epochs,
+    sweep,
+    wait_for,
+    worker_environment,
+    worker_processes,
+    written,
+)
+
+from sweeps.cluster import KEEP_MEMORY
 
 OPTIONS = ["--seeds", "0", "--epochs", "40", "--experiments", "rewinding", "retraining"]
 for setting in ("checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"):
@@ -85,6 +96,10 @@ def ended_well(driver, results, undisturbed):
     assert driver.returncode == 0, out + err
     assert_same_results(results, undisturbed)
     return out
+
+
+def test_workers_of_a_cluster_are_told_to_keep_their_memory(cluster):
+    assert worker_environment(cluster.address).items() >= KEEP_MEMORY.items()
 
 
 def test_a_node_lost_during_a_trial_costs_the_epoch_in_flight_and_is_said_in_one_line(

@@ -13,10 +13,12 @@ from sweeping import (
     read_until,
     sweep,
     wait_for,
+    worker_environment,
     worker_processes,
 )
 
 from memlib.results import open_results
+from sweeps.cluster import KEEP_MEMORY
 
 TRAIN_ONLY = ["--experiments"]
 
@@ -225,3 +227,7 @@ def test_results_of_another_schema_version_are_refused(tmp_path, capsys):
     (tmp_path / "memlib-results.json").write_text('{"schema_version": 0}')
     assert main([*TINY, "--results", str(tmp_path)]) == 2
     assert "written by schema version 0" in capsys.readouterr().err
+
+
+def test_workers_are_told_to_keep_their_memory():
+    assert worker_environment().items() >= KEEP_MEMORY.items()
