@@ -56,6 +56,19 @@ def model_inputs(images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b ..."], devi
     return normalize(images) if images.dtype == torch.uint8 else images
 
 
+def images_as_trained(
+    images: UInt8[Tensor, "n c h w"], config: TrainingConfig, *, seed: int
+) -> UInt8[Tensor, "n c h w"]:
+    """Return the images as training sees them, augmented once if it augments, where they lie.
+
+    What BatchNorm is recalibrated on: statistics of images without the augmentation are not those it was trained with.
+    """
+    if not config.augment:
+        return images
+    draws = draw_augmentation(len(images), config.augment, generator=stream(seed, "augmentation", 0))
+    return augment(images, draws.to(images.device))
+
+
 def training_batches(
     images: UInt8[Tensor, "n c h w"], config: TrainingConfig, *, seed: int, epoch: int, device: torch.device
 ) -> Iterator[tuple[Int64[Tensor, " b"], Float32[Tensor, "b c h w"]]]:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from memlib.evaluation import Predictions, accuracy, predict, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
@@ -59,10 +60,17 @@ class ModeAccuracy:
     n: int
 
 
-def predict_by_mode(model: nn.Module, data: TrainingData, *, device: torch.device) -> list[ModePredictions]:
+def predict_by_mode(
+    model: nn.Module,
+    data: TrainingData,
+    *,
+    device: torch.device,
+    calibration: UInt8[Tensor, "m c h w"] | None = None,
+) -> list[ModePredictions]:
     """Return the predictions in every mode and variant; of a model without example-tied dropout, mode `plain`.
 
-    Computed in float32; the model is left unchanged.
+    calibration: images that BatchNorm is recalibrated on, augmented as in training (`batches.images_as_trained`);
+    None for the training images as they are. Computed in float32; the model is left unchanged.
     """
     if not dropout_layers(model):
         train = predict(model, data.train.images, data.train.labels, device=device)
@@ -70,7 +78,8 @@ def predict_by_mode(model: nn.Module, data: TrainingData, *, device: torch.devic
         return [ModePredictions(Variant("plain"), train, test)]
     with_batchnorm = bool(batchnorms(model))
     variants = [v for v in (*MODES, *VARIANTS) if with_batchnorm or v.batchnorm == "final"]
-    return [_predict(model, data, variant, device) for variant in variants]
+    calibration = data.train.images if calibration is None else calibration
+    return [_predict(model, data, variant, calibration, device) for variant in variants]
 
 
 def mode_accuracies(found: Iterable[ModePredictions], data: TrainingData) -> list[ModeAccuracy]:
@@ -91,11 +100,14 @@ def mode_accuracies(found: Iterable[ModePredictions], data: TrainingData) -> lis
     return rows
 
 
-def _predict(model: nn.Module, data: TrainingData, variant: Variant, device: torch.device) -> ModePredictions:
+def _predict(
+    model: nn.Module, data: TrainingData, variant: Variant, calibration: Tensor, device: torch.device
+) -> ModePredictions:
     if variant.batchnorm == "recalibrated":
         with dropout_mode(model, variant.mode, rescale=variant.rescaled):
-            model = recalibrate(model, data.train.images, device=device)
-        return replace(_predict(model, data, Variant(variant.mode, rescaled=variant.rescaled), device), variant=variant)
+            model = recalibrate(model, calibration, device=device)
+        plain = Variant(variant.mode, rescaled=variant.rescaled)
+        return replace(_predict(model, data, plain, calibration, device), variant=variant)
     train = predict_in_mode(model, data.train, mode=variant.mode, rescale=variant.rescaled, device=device)
     if variant.mode == "tied":
         return ModePredictions(variant, train, None)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from memlib.batches import place_images
+from memlib.batches import images_as_trained, place_images
 from memlib.config import RunConfig, build_config
 from memlib.errors import InputError
 from memlib.experiments import RetrainingConfig, RewindingConfig
@@ -93,7 +93,7 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
         sets=[shared["groups"]],
         measurement=Measurement(
             batchnorm=shared["batchnorm"],
-            calibration=place_images(data.train.images, device) if recalibrated else None,
+            calibration=_calibration(data, task.run, device) if recalibrated else None,
         ),
     )
     facts = {
@@ -157,6 +157,10 @@ def splits_of(data: RunData, *, limit: int | None, seed: int) -> dict[str, Examp
         if len(chosen):
             splits[name] = (images[chosen], assigned[chosen])
     return splits
+
+
+def _calibration(data: RunData, run: RunConfig, device: torch.device) -> Tensor:
+    return images_as_trained(place_images(data.train.images, device), run.training, seed=run.seed)
 
 
 def _placed(splits: Mapping[str, Examples], device: torch.device) -> dict[str, Examples]:

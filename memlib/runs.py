@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from memlib.batches import place_images
+from memlib.batches import images_as_trained, place_images
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.control_dropouts import check_widths, insert_dropout
@@ -148,7 +148,8 @@ def perform_run(
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
     store.write("dynamics", run_id, _dynamics_rows(run_id, dynamics, data.train.ids))
-    found = predict_by_mode(model, training_data, device=device)
+    calibration = images_as_trained(training_data.train.images, config.training, seed=config.seed)
+    found = predict_by_mode(model, training_data, device=device, calibration=calibration)
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":
         store.write("dropout", run_id, _dropout_rows(run_id, found, training_data))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from memlib.batches import images_as_trained
 from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.config import RunConfig, config_to_json
 from memlib.datasets import Dataset
@@ -139,7 +140,8 @@ def _judge(ended: _Ended, run: RunConfig) -> list[dict[str, object]]:
     ]
     if is_tied and not stopped_early and batchnorms(model):
         with dropout_mode(model, "dropped"):
-            recalibrated = recalibrate(model, data.train.images, device=device)
+            calibration = images_as_trained(data.train.images, run.training, seed=run.seed)
+            recalibrated = recalibrate(model, calibration, device=device)
         measured = _accuracies(recalibrated, data, device)
         found.append({**shared, "batchnorm": "recalibrated", **measured})
     return found

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlib.batches import epoch_order, normalize, split_order, steps_per_epoch, training_batches
+from memlib.batches import epoch_order, images_as_trained, normalize, split_order, steps_per_epoch, training_batches
 from memlib.config import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -34,6 +34,17 @@ def test_a_batch_holds_the_images_of_its_positions():
     config = TrainingConfig(batch_size=8)
     for positions, inputs in training_batches(images, config, seed=0, epoch=1, device=CPU):
         torch.testing.assert_close(inputs, normalize(images[positions]))
+
+
+def test_images_as_trained_are_augmented_once_where_training_augments():
+    images = torch.randint(0, 256, (50, 3, 12, 12), dtype=torch.uint8)
+    assert images_as_trained(images, TrainingConfig(), seed=0) is images
+    how = TrainingConfig(augment=("flip",))
+    flipped = images_as_trained(images, how, seed=0)
+    kinds = [(torch.equal(a, b), torch.equal(a, b.flip(2))) for a, b in zip(flipped, images, strict=True)]
+    assert set(kinds) == {(True, False), (False, True)}
+    assert torch.equal(images_as_trained(images, how, seed=0), flipped)
+    assert not torch.equal(images_as_trained(images, how, seed=1), flipped)
 
 
 def test_what_augmentation_makes_of_an_example_does_not_depend_on_the_batch_size():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from memlib.batches import normalize
+from memlib.batches import images_as_trained, normalize
+from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.config import DropoutConfig, RunConfig, build_config
 from memlib.control_dropouts import ChannelDropout, SparseChannels, check_widths, insert_dropout
 from memlib.datasets import load_dataset
@@ -163,6 +164,23 @@ def test_recalibrated_statistics_are_those_of_the_activations_in_that_mode(digit
     torch.testing.assert_close(
         recalibrated.conv2.norm.running_mean, seen["x"].mean(dim=(0, 2, 3)), rtol=0.01, atol=1e-3
     )
+
+
+def test_a_run_that_augments_is_recalibrated_on_augmented_images(digits, small_run, tmp_path):
+    config, store = tied_run(small_run, epochs=3), create_results(tmp_path)
+    config = replace(config, training=replace(config.training, augment=("crop",)))
+    perform_run(config, digits, store, device=CPU)
+    model, data = start(config, digits)
+    load_model_state(model, CheckpointFolder(store.storage, config.run_id).load_epoch(3), where="of the run")
+
+    def recalibrated_on(images):
+        found = predict_by_mode(model, data, device=CPU, calibration=images)
+        return {r.split: r.accuracy for r in mode_accuracies(found, data) if r.batchnorm == "recalibrated"}
+
+    rows = [r for r in store.read("dropout").to_pylist() if r["batchnorm"] == "recalibrated"]
+    cropped = recalibrated_on(images_as_trained(data.train.images, config.training, seed=config.seed))
+    assert {r["split"]: r["accuracy"] for r in rows} == pytest.approx(cropped)
+    assert cropped != recalibrated_on(None)
 
 
 def test_recalibration_needs_batchnorm(digits):

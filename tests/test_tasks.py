@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from memlib.batches import images_as_trained
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import CheckpointConfig, NoiseConfig
 from memlib.errors import InputError
@@ -14,7 +15,7 @@ from memlib.layer_groups import layer_groups
 from memlib.layer_units import group_sets, splits_of
 from memlib.models import build_model
 from memlib.results import create_results
-from memlib.rewinding import rewind, rewinding_accuracies
+from memlib.rewinding import Measurement, rewind, rewinding_accuracies
 from memlib.runs import perform_run, prepare_data
 from memlib.tasks import perform_task, plan_tasks, record_unit_failure
 from memlib.units import missing_tasks
@@ -126,6 +127,29 @@ def test_rewinding_rows_are_the_accuracies_of_the_runs_own_checkpoints(trained, 
     done = store.read("units").filter(pc.field("experiment") == "rewinding").to_pylist()
     assert {row["status"] for row in done} == {"done"}
     assert all(row["seconds"] > 0 and row["code_version"] and row["device"].startswith("cpu") for row in done)
+
+
+def test_a_run_that_augments_is_rewound_with_statistics_of_augmented_images(digits, small_run, tmp_path):
+    run = replace(small_run, training=replace(small_run.training, augment=("crop",), epochs=1))
+    store = create_results(tmp_path)
+    perform_run(run, digits, store, device=CPU)
+    config = ExperimentsConfig(rewinding=RewindingConfig(batchnorm="recalibrated"))
+    for task in plan_tasks(run, config, ("conv3",)):
+        perform_task(task, digits, store, device=CPU)
+    checkpoints, data = CheckpointFolder(store.storage, run.run_id), prepare_data(run, digits)
+    model = build_model(run.model, image_shape=digits.image_shape, num_classes=10, seed=9)
+    model.load_state_dict(checkpoints.load_epoch(1))
+    cropped = images_as_trained(data.train.images, run.training, seed=run.seed)
+    assert not torch.equal(cropped, data.train.images)
+    expected = rewinding_accuracies(
+        model,
+        {0: checkpoints.load_epoch(0)},
+        splits_of(data, limit=None, seed=run.seed),
+        sets=[("conv3",)],
+        measurement=Measurement(batchnorm="recalibrated", calibration=cropped),
+    )
+    rows = store.read("rewinding").to_pylist()
+    assert {r["split"]: r["accuracy"] for r in rows} == pytest.approx({e.split: e.accuracy for e in expected})
 
 
 def test_retraining_rows_are_a_curve_from_before_the_first_epoch(trained, digits):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from memlib.batches import images_as_trained
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import CheckpointConfig, DataConfig, DropoutConfig, RunConfig
 from memlib.datasets import Dataset, ImageSet, draw_holdout
@@ -174,7 +175,9 @@ def expected_accuracies(model, data):
     }
 
 
-def test_a_finished_trial_is_judged_as_the_run_with_its_settings_would_be(digits, held_out_run, tmp_path):
+@pytest.mark.parametrize("augment", [(), ("crop",)])
+def test_a_finished_trial_is_judged_as_the_run_with_its_settings_would_be(digits, held_out_run, tmp_path, augment):
+    held_out_run = replace(held_out_run, training=replace(held_out_run.training, augment=augment))
     store = create_results(tmp_path / "results")
     perform_trial(held_out_run, digits, store, device=CPU)
     model, data, curve = reference(held_out_run, digits, tmp_path / "reference", 3)
@@ -185,7 +188,8 @@ def test_a_finished_trial_is_judged_as_the_run_with_its_settings_would_be(digits
     assert (final["epochs"], final["stopped_early"], final["n_validation"]) == (3, False, 50)
     assert {k: final[k] for k in expected_accuracies(model, data)} == pytest.approx(expected_accuracies(model, data))
     with dropout_mode(model, "dropped"):
-        again = recalibrate(model, data.train.images, device=CPU)
+        calibration = images_as_trained(data.train.images, held_out_run.training, seed=held_out_run.seed)
+        again = recalibrate(model, calibration, device=CPU)
     expected = accuracy(predict_in_mode(again, data.held_out, mode="dropped", device=CPU), data.held_out.labels)
     assert found["recalibrated"]["validation_accuracy"] == pytest.approx(expected.accuracy)
     assert found["recalibrated"]["validation_curve"] is None
