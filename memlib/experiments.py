@@ -25,7 +25,7 @@ class RewindingConfig:
     sets: `single` (each group alone), `prefixes` (the first two, three, ...), `suffixes` (the last two,
     three, ...), or names joined by `+`, such as `conv4+classifier`.
     batchnorm: running statistics stay `final` (the paper), are `rewound` with their group, or `recalibrated`
-    on the training images.
+    on the training images, augmented if training was.
     limit: examples of each split that are evaluated, a seeded draw; None for all.
     """
 
