@@ -23,12 +23,13 @@ from analysis.cells import Cell, find_cells
 from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
 from analysis.load import Results
 from analysis.settings import label_searches
-from analysis.style import MISSING, PAGE_WIDTH, SEQUENCE, STROKES, house_style, new_figure
+from analysis.style import MISSING, PAGE_WIDTH, SEQUENCE, STROKES, house_style, new_figure, short_names
 from memlib.model_selection import CONTROL_AXES, Row, best_setting, controls_of, gains_on_test, mean_of
 
 _PANEL = ("width", "after", "peak_lr")  # what one row of panels has in common
 _SHOWN = {"noisy_accuracy": "noisy training examples", "test_accuracy": "test examples"}
-_IN_WORDS = {"width": "width", "after": "after", "peak_lr": "peak rate"}
+_IN_WORDS = {"width": "width", "peak_lr": "peak rate"}
+_LONGEST_HEAD = 42  # characters above a panel
 _LIGHT = 0.6  # of the colours' range: above, they are too light for white text
 _PAPER = "+3.4 on CIFAR-10"
 
@@ -97,15 +98,15 @@ def _plot(title: str, trials: pl.DataFrame, rows: Sequence[Row], best: Sequence[
     panels = trials.select(_PANEL).unique().sort(_PANEL).to_dicts()
     named = [name for name in _PANEL if name == "width" or trials[name].n_unique() > 1]
     n_rows = trials["p_gen"].n_unique()
+    per_panel = 0.85 + 0.3 * n_rows + 0.12 * ("after" in named)
     with house_style():
-        figure = new_figure(title, height=0.5 + len(panels) * (0.85 + 0.3 * n_rows), width=PAGE_WIDTH)
+        figure = new_figure(title, height=0.5 + len(panels) * per_panel, width=PAGE_WIDTH)
         axes = figure.subplots(len(panels), len(_SHOWN), squeeze=False)
         for column, (measure, shown) in enumerate(_SHOWN.items()):
             ends = _range(trials[measure])
             for panel, place in zip(panels, axes[:, column], strict=True):
                 _plot_grid(place, _grid(trials.filter(**panel), measure, panel, best), ends)
-                head = ", ".join(f"{_IN_WORDS[name]} {panel[name] or 'own places'}" for name in named)
-                place.set_title(f"{shown}\n{head}; {_tell_control(panel, measure, rows)}")
+                place.set_title(f"{shown}\n{_head(panel, named)}; {_tell_control(panel, measure, rows)}")
             figure.colorbar(
                 ScalarMappable(Normalize(*ends), SEQUENCE),
                 ax=axes[:, column],
@@ -118,6 +119,14 @@ def _plot(title: str, trials: pl.DataFrame, rows: Sequence[Row], best: Sequence[
         for place in axes[-1]:
             place.set_xlabel("p_mem")
     return figure
+
+
+def _head(panel: dict[str, typing.Any], named: Sequence[str]) -> str:
+    """Return what sets a panel apart, with its places in a line of their own: they may be many."""
+    settings = [", ".join(f"{_IN_WORDS[name]} {panel[name]}" for name in named if name != "after")]
+    if "after" in named:
+        settings = short_names([f"after {panel['after'] or 'own places'}"], _LONGEST_HEAD) + settings
+    return "\n".join(settings)
 
 
 def _tell_control(panel: dict[str, typing.Any], measure: str, rows: Sequence[Row]) -> str:
