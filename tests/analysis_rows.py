@@ -351,11 +351,13 @@ def search_rows(
     seed: int = 0,
     width: float = 0.25,
     stopped: bool = False,
+    after: tuple[str, ...] = (),
     **data: object,
 ) -> list[dict]:
     """One trial, or the control: more generalization neurons learn more, and leak more; few starve."""
     is_tied = p_gen is not None and p_mem is not None
-    dropout = DropoutConfig(kind="example_tied", p_gen=p_gen, p_mem=p_mem) if is_tied else DropoutConfig()
+    tied = {"kind": "example_tied", "p_gen": p_gen, "p_mem": p_mem, "after": after}
+    dropout = DropoutConfig(**tied) if is_tied else DropoutConfig()
     config = RunConfig(
         data=DataConfig(name="digits", holdout=0.1, **data),
         model=ModelConfig(width=width),
@@ -376,7 +378,7 @@ def search_rows(
         "p_gen": p_gen,
         "p_mem": p_mem,
         "width": width,
-        "after": "",
+        "after": "+".join(dropout.after),
         "peak_lr": config.training.peak_lr,
         "config": config_to_json(config),
         "data_digest": "0",

@@ -8,6 +8,7 @@ from analysis import dropout_search
 from analysis.drawn import Drawn, Options
 from analysis.figures import draw_figures
 from analysis.load import load_tables
+from analysis.saving import save
 from memlib.model_selection import best_setting
 from memlib.results import create_results
 from memlib.schemas import table_from_rows
@@ -66,6 +67,21 @@ def test_each_cell_shows_its_trial_with_final_statistics_and_titles_the_control(
             texts = [text.get_text() for text in axes.texts]
             assert sum("[3]" in text for text in texts) == 1
             assert len(patches(axes, hatch="////")) == 1
+
+
+def test_places_have_a_line_of_their_own_and_titles_leave_the_colour_bar_free(store, tmp_path):
+    places = ((), ("residual2", "conv4"), ("conv1", "conv2", "residual1", "conv3", "residual2"))
+    for rows in (search_rows(), *(search_rows(0.3, 0.1, after=after) for after in places)):
+        store.write("dropout_search", rows[0]["run_id"], table_from_rows("dropout_search", rows))
+    (found,) = drawn(store)
+    save(found.figure, tmp_path, "a")
+    titles = [title.splitlines()[1] for title in panels(found.figure)]
+    expected = {"after own places", "after residual2+conv4", "after conv1+conv2+re…dual1+conv3+residual2"}
+    assert set(titles) == expected
+    bars = [axes.get_window_extent() for axes in found.figure.axes if not axes.get_title()]
+    for axes in panels(found.figure).values():
+        title = axes.title.get_window_extent()
+        assert not any(title.overlaps(bar) for bar in bars), axes.get_title()
 
 
 def test_the_best_setting_by_validation_is_framed_once_a_measure_and_told_with_its_gain(store):
