@@ -146,19 +146,26 @@ SUMMARIES: dict[str, tuple[str, Callable[[Content], Row]]] = {
 }
 
 
-def _ways(name: str) -> Callable[[Mapping[str, Content]], str]:
+def _ways(
+    name: str, rows_of: Callable[[Content], Sequence[Content]] = lambda content: content.get("ways") or content["rows"]
+) -> Callable[[Mapping[str, Content]], str]:
     """Return what writes a table of a benchmark's ways: every column its rows have."""
 
     def table(results: Mapping[str, Content]) -> str:
         content = results.get(name)
         if content is None:
             return f"Not measured yet (`bench/results/{name}.json` is missing)."
-        rows = content.get("ways") or content["rows"]
+        rows = rows_of(content)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         body = (tuple(_cell(row.get(column)) for column in columns) for row in rows)
         return f"{where(content)}\n\n{markdown([c.replace('_', ' ') for c in columns], body)}"
 
     return table
+
+
+def _steps(content: Content) -> list[Content]:
+    """Return the ways of a training step that `example_tied_dropout.py` keeps by name."""
+    return [{"way": way, **measured} for way, measured in content["training"].items()]
 
 
 def _gpu(results: Mapping[str, Content]) -> str:
@@ -200,6 +207,8 @@ TABLES: dict[str, Callable[[Mapping[str, Content]], str]] = {
     "gpu": _gpu,
     **{n: _ways(n) for n in ("training", "evaluation", "layers_rewinding", "layers_retraining", "layers_ray")},
     **{n: _ways(n) for n in ("critical_units", "loading", "figures", "estimates")},
+    "example_tied_steps": _ways("example_tied_dropout", _steps),
+    "example_tied_deployed": _ways("example_tied_dropout", lambda content: content["deployed"]),
 }
 
 
