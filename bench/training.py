@@ -128,7 +128,7 @@ def obvious(data: Batch, device: torch.device) -> Callable[[], None]:
 def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str, float]]:
     """Return the operations of a step with their shares of its time, largest first."""
     step()
-    with profile() as profiler:
+    with profile(acc_events=True) as profiler:
         for _ in range(steps):
             step()
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}

@@ -22,7 +22,7 @@ def test_a_block_computes_in_its_precision_and_parameters_stay_float32(precision
 def test_on_a_cpu_attention_in_bfloat16_is_spelled_out(precision, fused):
     def kernels():
         q = torch.ones(1, 2, 16, 8, requires_grad=True)
-        with torch.profiler.profile() as profile, autocast(precision, CPU):
+        with torch.profiler.profile(acc_events=True) as profile, autocast(precision, CPU):
             F.scaled_dot_product_attention(*[F.linear(q, torch.eye(8))] * 3)
         return {event.key for event in profile.key_averages()}
 
