@@ -13,7 +13,7 @@ test: environment
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two at once, a core each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # two at once, a core each
 
 lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
 	$(BIN)/python -m pytest -m lab -rs tests/lab

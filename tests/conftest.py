@@ -18,6 +18,20 @@ CPU = torch.device("cpu")
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Files that take minutes, on real Ray: begun first, so that no process is left with one of them at the end.
+LONG = (
+    "test_faults.py",
+    "test_sweep.py",
+    "test_sweep_experiments.py",
+    "test_dropout_search.py",
+    "test_object_store.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; whatever runs several files at once starts them in this order."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
