@@ -148,7 +148,9 @@ def perform_run(
     store.write("epochs", run_id, _epoch_rows(run_id, records))
     store.write("gradients", run_id, _gradient_rows(run_id, records))
     store.write("dynamics", run_id, _dynamics_rows(run_id, dynamics, data.train.ids))
-    calibration = images_as_trained(training_data.train.images, config.training, seed=config.seed)
+    calibration = None
+    if config.dropout.kind == "example_tied":
+        calibration = images_as_trained(training_data.train.images, config.training, seed=config.seed)
     found = predict_by_mode(model, training_data, device=device, calibration=calibration)
     store.write("examples", run_id, _example_rows(run_id, found, data))
     if config.dropout.kind != "none":

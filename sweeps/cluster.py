@@ -119,7 +119,8 @@ def _passed_on() -> dict[str, Any]:
     # A submitted job's variables reach its workers already, and Ray refuses to be told twice.
     names = () if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else PASSED_ON
     known = {name: os.environ[name] for name in names if name in os.environ}
-    return {"env_vars": {**KEEP_MEMORY, **known, CODE_VARIABLE: equipment().code}}
+    memory = {name: os.environ.get(name, value) for name, value in KEEP_MEMORY.items()}  # the user's own choice, if any
+    return {"env_vars": {**memory, **known, CODE_VARIABLE: equipment().code}}
 
 
 def _on_head() -> bool:
