@@ -55,7 +55,7 @@ def asks_for_groups(experiments: ExperimentsConfig) -> bool:
 def perform_task(
     task: Task, dataset: Dataset, store: ResultStore, *, device: torch.device, load_state: LoadState | None = None
 ) -> None:
-    """Compute a task and write each of its units: the rows of its experiment, then its row in `units`.
+    """Compute a task and write each of its units: its row in `units`, then the rows of its experiment.
 
     `load_state` gives the run's checkpoints by epoch; default: read from the store.
 
@@ -76,9 +76,11 @@ def perform_task(
     rows = EXPERIMENTS[task.experiment](task, model, data, load_state)
     seconds = (time.monotonic() - started) / len(task.units)
     for unit, tables in zip(task.units, rows, strict=True):
-        for table in sorted(tables, key=lambda table: table == unit.experiment):  # the proof of completion last
+        for table in tables.keys() - {unit.experiment}:
             store.write(table, unit.unit_id, table_from_rows(table, tables[table]))
         record_unit(unit, store, device=device, seconds=seconds)
+        # The proof of completion last: what is killed before it is repeated whole, and no unit is without its row.
+        store.write(unit.experiment, unit.unit_id, table_from_rows(unit.experiment, tables[unit.experiment]))
 
 
 def record_unit_failure(task: Task, store: ResultStore, *, device: torch.device | None, error: str) -> None:

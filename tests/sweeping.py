@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,8 @@ def rows(results, table):
 
 def assert_same_results(left, right):
     for table in SCHEMAS:
-        assert rows(left, table) == rows(right, table), table
+        ours, theirs = Counter(rows(left, table)), Counter(rows(right, table))
+        assert ours == theirs, f"{table}: only left {list(ours - theirs)[:3]}, only right {list(theirs - ours)[:3]}"
 
 
 def wait_for(condition, seconds=120):

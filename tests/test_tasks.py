@@ -17,6 +17,7 @@ from memlib.models import build_model
 from memlib.results import create_results
 from memlib.rewinding import Measurement, rewind, rewinding_accuracies
 from memlib.runs import perform_run, prepare_data
+from memlib.storage import Storage
 from memlib.tasks import perform_task, plan_tasks, record_unit_failure
 from memlib.units import missing_tasks
 
@@ -187,3 +188,25 @@ def test_a_failure_is_a_row_that_a_later_success_replaces(trained, digits):
     (row,) = store.read("units").filter(pc.field("unit_id") == task.units[0].unit_id).to_pylist()
     assert (row["status"], row["error"]) == ("done", None)
     assert missing_tasks([task], {"rewinding": store.units("rewinding")}) == []
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+def test_wherever_a_task_is_killed_the_units_that_are_done_have_their_rows(
+    trained, digits, tmp_path, monkeypatch, written
+):
+    run, store = trained
+    tasks = plan_tasks(run, ExperimentsConfig(rewinding=RewindingConfig(epochs=(0, 2), limit=5)), ("conv2",))
+    left, write = iter(range(written)), Storage.write
+    load_state = CheckpointFolder(store.storage, run.run_id).load_epoch
+    store = create_results(tmp_path)
+
+    def write_until_killed(storage, path, data):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", write_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        perform_task(tasks[0], digits, store, device=CPU, load_state=load_state)
+    assert len(store.units("rewinding")) == written // 2
+    assert store.units("rewinding") <= store.units("units")
