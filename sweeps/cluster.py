@@ -32,9 +32,16 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only its newest trial
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that reports its error has no accuracy to report
 }
-# Read by glibc when a worker starts: freed memory stays with it. Without, at the paper's batch size, up to a fifth of a
-# training step's CPU time is the system's, handing the same pages out again (docs/performance.md).
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+# Read when a worker starts; what each is for was measured (docs/performance.md).
+FOR_WORKERS = {
+    # By glibc: freed memory stays with the process. Without, at the paper's batch size, up to a fifth of a training
+    # step's CPU time is the system's, handing the same pages out again.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    # By torch's OpenMP: a thread that waits for the others soon gives its core up. Ray's workers are the most patient
+    # processes of a machine, so where others are busy a run on several threads took four times as long.
+    "GOMP_SPINCOUNT": "2000",
+}
 # What every process of a cluster is told of this one's variables; credentials are each machine's own.
 PASSED_ON = ("MEMLIB_STORAGE_PATIENCE",)
 
@@ -70,7 +77,7 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     Raises:
         InputError: Ray does not start here, no cluster answers at `address`, or it has no worker and none comes.
     """
-    set_first = QUIET | KEEP_MEMORY
+    set_first = QUIET | FOR_WORKERS
     os.environ.update({key: value for key, value in set_first.items() if key not in os.environ})
     if address is not None:
         _check_answers(address)
@@ -119,8 +126,8 @@ def _passed_on() -> dict[str, Any]:
     # A submitted job's variables reach its workers already, and Ray refuses to be told twice.
     names = () if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else PASSED_ON
     known = {name: os.environ[name] for name in names if name in os.environ}
-    memory = {name: os.environ.get(name, value) for name, value in KEEP_MEMORY.items()}  # the user's own choice, if any
-    return {"env_vars": {**memory, **known, CODE_VARIABLE: equipment().code}}
+    told = {name: os.environ.get(name, value) for name, value in FOR_WORKERS.items()}  # the user's own choice, if any
+    return {"env_vars": {**told, **known, CODE_VARIABLE: equipment().code}}
 
 
 def _on_head() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memlib.config import ModelConfig, RunConfig, build_config
 from memlib.datasets import Dataset
+from memlib.dropout_modes import MODES, VARIANTS
 from memlib.experiments import CriticalUnitsConfig, RetrainingConfig
 from memlib.models import build_model
 from memlib.results import ResultStore
 from memlib.units import Task
 from sweeps.cluster import Capacity
-from sweeps.estimates import RunCost, Work, sweep_seconds
+from sweeps.estimates import Rates, RunCost, Work, sweep_seconds
 from sweeps.preflight import check_disk, dataset_key
 from sweeps.progress import duration, run_label
 from sweeps.resources import trial_resources
@@ -80,12 +82,24 @@ def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     model = _build(config, dataset)
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
     forward = image_flops(config, dataset)
-    evaluated = n_train + len(dataset.test)
+    n_test = len(dataset.test)
     per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
     in_training = forward * config.training.epochs * per_step * n_train
-    n_evaluations = len(config.training.evaluated_epochs) + 1  # + 1: the examples after training
+    evaluated = len(config.training.evaluated_epochs) * (n_train + n_test) + _predicted_at_the_end(
+        config, n_train, n_test
+    )
     kept = len(config.checkpoint_epochs) + 4  # + 4: the state to continue from, twice
-    return RunCost(in_training + forward * n_evaluations * evaluated, n_bytes * kept, in_training)
+    return RunCost(in_training + forward * evaluated, n_bytes * kept, in_training)
+
+
+def _predicted_at_the_end(config: RunConfig, n_train: int, n_test: int) -> int:
+    """Return how many forward passes give the predictions after training: with example-tied dropout, in every mode."""
+    if config.dropout.kind != "example_tied":
+        return n_train + n_test
+    ways = (*MODES, *VARIANTS)
+    recalibrated = sum(way.batchnorm == "recalibrated" for way in ways)
+    with_test = sum(way.mode != "tied" for way in ways)
+    return (len(ways) + recalibrated) * n_train + with_test * n_test
 
 
 def train_size(config: RunConfig, dataset: Dataset) -> int:
@@ -135,16 +149,27 @@ def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capac
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
         return ["time not estimated (this process has no GPU to measure)"] * len(works)
-    throughputs: dict[RunConfig, Throughput] = {}
     alike: dict[tuple[object, ...], Throughput] = {}
-    for run in {run for work in works for run in [*work.runs, *(run for run, _ in work.tasks)]}:
-        key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run))
+
+    def measured(run: RunConfig, threads: int) -> Throughput:
+        key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run), threads)
         if key not in alike:
             dataset = datasets[dataset_key(run)]
-            alike[key] = measure_throughput(run, dataset, image_flops(run, dataset), device)
-        throughputs[run] = alike[key]
+            here = min(threads, os.cpu_count() or 1)  # a worker may have more of them than this machine
+            found = measure_throughput(run, dataset, image_flops(run, dataset), device, threads=here)
+            alike[key] = Throughput(found.training * threads / here, found.evaluation * threads / here)
+        return alike[key]
+
     lanes = capacity.gpus or capacity.cpus
-    return [f"about {duration(sweep_seconds(work, throughputs, lanes=lanes))}" for work in works]
+    texts = []
+    for work in works:
+        granted = [trial_resources(run, capacity, n_runs=len(work.runs)).cpus for run in work.runs]
+        threads = 1 if capacity.gpus else max(granted, default=1)
+        rates = Rates(
+            {run: measured(run, threads) for run in work.runs}, {run: measured(run, 1) for run, _ in work.tasks}
+        )
+        texts.append(f"about {duration(sweep_seconds(work, rates, lanes=lanes, lanes_each=threads))}")
+    return texts
 
 
 def _elsewhere(work: Work) -> Iterator[str]:
@@ -152,7 +177,8 @@ def _elsewhere(work: Work) -> Iterator[str]:
     runs = {*work.runs, *(run for run, _ in work.tasks)}
     for device, by_model in measured_elsewhere().items():
         if all(run.model.name in by_model for run in runs):
-            seconds = sweep_seconds(work, {run: by_model[run.model.name] for run in runs}, lanes=1)
+            rates = {run: by_model[run.model.name] for run in runs}
+            seconds = sweep_seconds(work, Rates(rates, rates), lanes=1)
             yield f"on one {device}, as measured there: about {duration(seconds)}"
 
 

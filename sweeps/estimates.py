@@ -30,20 +30,27 @@ class Work:
     tasks: Sequence[tuple[RunConfig, RunCost]]
 
 
-def sweep_seconds(work: Work, throughputs: Mapping[RunConfig, Throughput], *, lanes: int) -> float:
+@dataclass(frozen=True)
+class Rates:
+    """Throughputs of the runs as they train, on all threads of each, and of the tasks on a run, on one."""
+
+    runs: Mapping[RunConfig, Throughput]
+    tasks: Mapping[RunConfig, Throughput]
+
+
+def sweep_seconds(work: Work, rates: Rates, *, lanes: int, lanes_each: int = 1) -> float:
     """Return the estimated wall time of the runs, then the tasks, on `lanes` threads or cards.
 
-    A run takes its equal share of the lanes and cannot be split further, nor can a task, so the longest of
-    each is a lower bound.
+    A run takes `lanes_each` of them and cannot be split further, nor can a task, so the longest of each is a
+    lower bound.
     """
-    runs = [run.training.epochs * EPOCH_SECONDS + seconds_of(cost, throughputs[run]) for run, cost in work.runs.items()]
-    tasks = [TASK_SECONDS + seconds_of(cost, throughputs[run]) for run, cost in work.tasks]
-    threads_each = max(1, lanes // max(1, len(runs)))
-    trained = max(max(runs, default=0.0) / threads_each, sum(runs) / lanes)
+    runs = [run.training.epochs * EPOCH_SECONDS + seconds_of(cost, rates.runs[run]) for run, cost in work.runs.items()]
+    tasks = [TASK_SECONDS + seconds_of(cost, rates.tasks[run]) for run, cost in work.tasks]
+    trained = max(max(runs, default=0.0), sum(runs) * lanes_each / lanes)
     starts = WORKER_SECONDS * (bool(runs) + bool(tasks))
     return starts + trained + max(max(tasks, default=0.0), sum(tasks) / lanes)
 
 
 def seconds_of(cost: RunCost, throughput: Throughput) -> float:
-    """Return the seconds of all FLOPs on one lane; what is not training is float32, as every measurement is."""
+    """Return the seconds of all FLOPs; what is not training is float32, as every measurement is."""
     return cost.training_flops / throughput.training + (cost.flops - cost.training_flops) / throughput.evaluation

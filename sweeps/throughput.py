@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from memlib.batches import normalize
 from memlib.config import RunConfig
@@ -25,7 +26,8 @@ from memlib.runs import build_network
 from memlib.seeds import global_stream
 from memlib.training import TrainingState, training_step
 
-STEP_FLOPS = 50e9  # of a timed step on a CPU, at most: about half a second on one thread
+STEP_SECONDS = 0.75  # of a timed step on a CPU, about and at most
+FIRST_IMAGES = 8  # a step on so many tells how many fit into that time
 ROUNDS = 3
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
 PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
@@ -34,24 +36,26 @@ MEASURED = Path(__file__).parents[1] / "bench" / "results"  # in a clone of the 
 
 @dataclass(frozen=True)
 class Throughput:
-    """FLOP/s of a network on one thread or card: in training steps, and in float32 forward passes."""
+    """FLOP/s of a network on some threads or a card: in training steps, and in float32 forward passes."""
 
     training: float
     evaluation: float
 
 
-def measure_throughput(config: RunConfig, dataset: Dataset, image_flops: int, device: torch.device) -> Throughput:
-    """Return the throughput of the run's network on one thread of this CPU, or on this machine's card.
+def measure_throughput(
+    config: RunConfig, dataset: Dataset, image_flops: int, device: torch.device, *, threads: int = 1
+) -> Throughput:
+    """Return the throughput of the run's network on so many threads of this CPU, or on this machine's card.
 
     image_flops: of one image's forward pass. A CPU takes smaller batches than the run's where those take long.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with global_stream(config.seed, "throughput", device=device):  # dropout draws from it
             return _measure(config, dataset, image_flops, device)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def measured_elsewhere(folder: Path = MEASURED) -> dict[str, dict[str, Throughput]]:
@@ -75,31 +79,36 @@ def _by_model(rows: list[Mapping[str, object]]) -> dict[str, Throughput]:
 
 def _measure(config: RunConfig, dataset: Dataset, image_flops: int, device: torch.device) -> Throughput:
     model = build_network(config, dataset).to(device).to(memory_format=torch.channels_last)
-    affordable = int(STEP_FLOPS / (PASSES_PER_STEP * image_flops)) if device.type == "cpu" else len(dataset.train)
-    n = max(2, min(config.training.batch_size, len(dataset.train), affordable))
-    some = dataset.train.take(torch.arange(n))
-    images, labels, ids = (t.to(device) for t in (some.images, some.labels, some.ids))
-    is_noisy = torch.arange(n, device=device) % 10 == 0
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4, fused=True)
     state = TrainingState(model.train(), optimizer, resolve_precision(config.training.precision, device))
     sums = zero_sums(list(model.parameters()))
-    with_ids = ids if dropout_layers(model) else None
+    with_masks = bool(dropout_layers(model))
 
-    def step() -> None:
-        batch = (normalize(images), labels, is_noisy)
-        add_to_sums_(sums, training_step(state, batch, device=device, ids=with_ids)[1])
+    def step(images: Tensor, labels: Tensor, ids: Tensor) -> None:
+        batch = (normalize(images), labels, labels == 0)
+        add_to_sums_(sums, training_step(state, batch, device=device, ids=ids if with_masks else None)[1])
 
-    trained = PASSES_PER_STEP * image_flops * n / _seconds(step, device)
-    if with_ids is not None:
+    def some(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = dataset.train.take(torch.arange(n))
+        return chosen.images.to(device), chosen.labels.to(device), chosen.ids.to(device)
+
+    n = min(config.training.batch_size, len(dataset.train))
+    if device.type == "cpu" and n > FIRST_IMAGES:
+        few = some(FIRST_IMAGES)
+        affordable = int(FIRST_IMAGES * STEP_SECONDS / _seconds(lambda: step(*few), device, rounds=1))
+        n = min(n, max(FIRST_IMAGES, affordable))
+    images, labels, ids = some(n)
+    trained = PASSES_PER_STEP * image_flops * n / _seconds(lambda: step(images, labels, ids), device)
+    if with_masks:
         set_mode(model, "scaled")  # the mode that takes any example
     evaluated = image_flops * n / _seconds(lambda: predict(model, images, labels, device=device), device)
     return Throughput(trained, evaluated)
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device, *, rounds: int = ROUNDS) -> float:
     """Return the median wall time of a few rounds after one of warm-up: what other work here slows down counts."""
     times = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         started = time.perf_counter()
         work()
         if device.type == "cuda":

@@ -24,7 +24,7 @@ from sweeping import (
     written,
 )
 
-from sweeps.cluster import KEEP_MEMORY
+from sweeps.cluster import FOR_WORKERS
 
 OPTIONS = ["--seeds", "0", "--epochs", "40", "--experiments", "rewinding", "retraining"]
 for setting in ("checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"):
@@ -98,8 +98,8 @@ def ended_well(driver, results, undisturbed):
     return out
 
 
-def test_workers_of_a_cluster_are_told_to_keep_their_memory(cluster):
-    assert worker_environment(cluster.address).items() >= KEEP_MEMORY.items()
+def test_workers_of_a_cluster_are_told_what_those_of_one_machine_are(cluster):
+    assert worker_environment(cluster.address).items() >= FOR_WORKERS.items()
 
 
 def test_a_node_lost_during_a_trial_costs_the_epoch_in_flight_and_is_said_in_one_line(

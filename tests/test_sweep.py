@@ -18,7 +18,7 @@ from sweeping import (
 )
 
 from memlib.results import open_results
-from sweeps.cluster import KEEP_MEMORY
+from sweeps.cluster import FOR_WORKERS
 
 TRAIN_ONLY = ["--experiments"]
 
@@ -227,5 +227,5 @@ def test_results_of_another_schema_version_are_refused(tmp_path, capsys):
     assert "written by schema version 0" in capsys.readouterr().err
 
 
-def test_workers_are_told_to_keep_their_memory():
-    assert worker_environment().items() >= KEEP_MEMORY.items()
+def test_workers_are_told_to_keep_their_memory_and_to_give_up_idle_cores():
+    assert worker_environment().items() >= FOR_WORKERS.items()
