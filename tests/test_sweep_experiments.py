@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from sweeping import TIMEOUT, assert_same_results, sweep, wait_for, worker_processes, written
+from sweeping import TIMEOUT, TINY, assert_same_results, sweep, wait_for, worker_processes, written
 
 from memlib.results import open_results
 
@@ -39,12 +39,13 @@ def test_every_unit_of_every_group_is_done_and_says_so(undisturbed):
     assert re.search(r"  rewinding: 36 units in 18 tasks, at most [\d.e-]+ TFLOP", out)
 
 
-def test_a_second_sweep_finds_every_unit_done(undisturbed):
+def test_a_second_sweep_finds_every_unit_done(undisturbed, capsys):
+    from sweeps.full_paper import main
+
     results, _ = undisturbed
     before = written(results, *N_UNITS)
-    code, out, _ = sweep(results, *OPTIONS)
-    assert code == 0
-    assert "nothing to do: everything is already done" in out
+    assert main([*TINY, "--results", str(results), *OPTIONS]) == 0
+    assert "nothing to do: everything is already done" in capsys.readouterr().out
     assert written(results, *N_UNITS) == before
 
 
@@ -113,8 +114,11 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
         (["--experiments", "rewind"], "experiment 'rewind' is not known; did you mean 'rewinding'"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_one_line_before_any_compute(options, message, tmp_path):
-    code, out, err = sweep(tmp_path / "results", *options)
-    assert code == 2
-    assert message in err
-    assert "started" not in out
+def test_a_wish_that_cannot_be_met_is_one_line_before_any_compute(options, message, tmp_path, capsys):
+    from sweeps.full_paper import main
+
+    assert main([*TINY, "--results", str(tmp_path / "results"), *options]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert "started" not in shown.out
