@@ -32,10 +32,10 @@ from analysis import (
 )
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
-from analysis.helpers import share_work
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
 from analysis.saving import save
+from analysis.sharing import share_work
 from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results

@@ -44,7 +44,8 @@ from memlib.noisy_copies import noisy_copies
 from memlib.runs import prepare_data
 from memlib.seeds import stream
 from memlib.storage import open_storage
-from memlib.training import TrainingData, train
+from memlib.training import train
+from memlib.training_state import TrainingData
 
 EXACT = CriticalUnitsConfig(reference_size=256, max_steps=50)
 FAST = replace(EXACT, reference_copies=1)  # as in the presets quick and laptop

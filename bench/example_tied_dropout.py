@@ -25,7 +25,8 @@ from memlib.example_tied_dropout import dropout_layers, dropout_mode, tie
 from memlib.models import build_model
 from memlib.precision import autocast, resolve_precision
 from memlib.pruning import model_size, prune
-from memlib.training import TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingState
 
 SHAPE = (3, 32, 32)
 NUMBERS_OF_EXAMPLES = (10**4, 10**9)

@@ -26,7 +26,8 @@ from memlib.evaluation import predict
 from memlib.example_tied_dropout import active_channels
 from memlib.experiments import CriticalUnitsConfig
 from memlib.seeds import stream
-from memlib.training import TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingState
 
 Resolved = Literal["float32", "bfloat16"]
 CPU = torch.device("cpu")

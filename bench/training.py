@@ -31,7 +31,8 @@ from memlib.gradient_accounting import add_to_sums_, zero_sums
 from memlib.models import build_model
 from memlib.precision import autocast, resolve_precision
 from memlib.pruning import model_size
-from memlib.training import TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingState
 
 SHAPE = (3, 32, 32)
 BATCHES_AN_EPOCH = 4  # of the obvious way's loader

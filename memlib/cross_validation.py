@@ -23,7 +23,8 @@ from memlib.layer_units import LoadState, Rows
 from memlib.models import build_model
 from memlib.runs import RunData
 from memlib.seeds import stream, stream_seed
-from memlib.training import TrainingData, train
+from memlib.training import train
+from memlib.training_state import TrainingData
 from memlib.units import Task, Unit
 
 

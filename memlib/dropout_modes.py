@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from memlib.evaluation import Predictions, accuracy, predict, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
 from memlib.recalibration import batchnorms, recalibrate
-from memlib.training import TrainingData
+from memlib.training_state import TrainingData
 
 
 @dataclass(frozen=True)

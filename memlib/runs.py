@@ -33,8 +33,9 @@ from memlib.precision import resolve_precision
 from memlib.results import ResultStore
 from memlib.schemas import table_from_rows
 from memlib.seeds import stream
-from memlib.training import EpochRecord, TrainingData, train
+from memlib.training import train
 from memlib.training_dynamics import NEVER, TrainingDynamics
+from memlib.training_state import EpochRecord, TrainingData
 
 DIGIT_SETS = ("digits", "mnist", "svhn")
 

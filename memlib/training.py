@@ -9,8 +9,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +16,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from memlib.batches import steps_per_epoch, training_batches
-from memlib.checkpoints import Checkpoint, CheckpointFolder, load_model_state
-from memlib.config import RunConfig, config_to_dict
-from memlib.datasets import ImageSet
+from memlib.checkpoints import CheckpointFolder
+from memlib.config import RunConfig
 from memlib.errors import InputError
 from memlib.evaluation import Accuracy, Predictions, accuracy, predict, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers
@@ -37,52 +34,20 @@ from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream
 from memlib.training_dynamics import TrainingDynamics, after_epoch, start_dynamics
+from memlib.training_state import (
+    EpochRecord,
+    TrainingData,
+    TrainingState,
+    continue_training,
+    laid_out_like,
+    save_training,
+)
 
 STEPS_BETWEEN_CHECKS = 16  # for a loss that is no longer finite: each check waits for the device
 
 
 class Diverged(ArithmeticError):
     """The loss became infinite or not a number; the message says when and which settings to change."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """What a run trains on and is judged by; `is_noisy` is used for accounting and evaluation only.
-
-    held_out: a part of the training set that is not trained on, with assigned labels; None for none.
-    """
-
-    train: ImageSet  # labels are the assigned ones
-    is_noisy: Bool[Tensor, " n"]
-    test: ImageSet
-    digest: str  # of the data set this was drawn from; a run continues on the same one only
-    held_out: ImageSet | None = None
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch leaves behind; epoch 0 is the state before training and has no gradients."""
-
-    epoch: int
-    accuracies: dict[str, Accuracy]  # by split: clean, noisy, test, validation; absent without examples or evaluation
-    gradients: tuple[GroupGradient, ...]  # none without gradient accounting
-    seconds: float  # wall time of training and evaluation
-
-
-@dataclass
-class TrainingState:
-    """A run between two epochs: everything the next epoch depends on."""
-
-    model: nn.Module
-    optimizer: torch.optim.SGD
-    precision: Literal["float32", "bfloat16"]
-    records: list[EpochRecord] = field(default_factory=list)
-    dynamics: TrainingDynamics = field(default_factory=lambda: start_dynamics(0))  # of the training examples, in order
-
-    @property
-    def epoch(self) -> int:
-        """Return the number of finished epochs."""
-        return len(self.records) - 1
 
 
 def train(
@@ -112,7 +77,7 @@ def train(
     if checkpoints is not None:
         # What an earlier training of this run kept is written anew too: all states of a run belong together.
         kept |= set(checkpoints.epochs())
-        _continue(state, data, config, checkpoints)
+        continue_training(state, data, config, checkpoints)
     yield from state.records
     for epoch in range(state.epoch + 1, config.training.epochs + 1):
         started = time.monotonic()
@@ -126,7 +91,7 @@ def train(
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
         if checkpoints is not None:
-            _save(state, data, config, checkpoints, keep=epoch in kept)
+            save_training(state, data, config, checkpoints, keep=epoch in kept)
         yield state.records[-1]
     return state.dynamics
 
@@ -229,7 +194,7 @@ def _logits(state: TrainingState, inputs: Tensor, ids: Int64[Tensor, " b"] | Non
 
 def _step(state: TrainingState, gradients: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(state.model.parameters(), gradients, strict=True):
-        parameter.grad = _laid_out_like(parameter, gradient)
+        parameter.grad = laid_out_like(parameter, gradient)
     state.optimizer.step()
 
 
@@ -286,75 +251,3 @@ def _start(model: nn.Module, config: RunConfig, device: torch.device) -> Trainin
         fused=True,
     )
     return TrainingState(model, optimizer, resolve_precision(settings.precision, device))
-
-
-def _continue(state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder) -> None:
-    """Put the state where an interrupted run was, unless it passed an epoch that is now to be kept."""
-    checkpoints.remove_unfinished()
-    saved = checkpoints.load_last()
-    if saved is None:
-        return
-    records = saved_records(saved)
-    kept = checkpoints.epochs()
-    if any(epoch < len(records) and epoch not in kept for epoch in config.checkpoint_epochs):
-        return
-    if "dynamics.margin_sum" not in saved.tensors:  # begun by a memlib without them: they cannot be had afterwards
-        return
-    for fact, ours in _facts(state, data, config).items():
-        if fact != "config" and saved.facts[fact] != ours:
-            raise InputError(
-                f"run {config.run_id} was begun with {fact} {saved.facts[fact]} and would continue with {ours}; give "
-                f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
-            )
-    load_model_state(state.model, saved_model(saved), where=f"of run {config.run_id}")
-    for name, parameter in state.model.named_parameters():
-        momentum = saved.tensors.get(f"momentum.{name}")
-        if momentum is not None:
-            state.optimizer.state[parameter]["momentum_buffer"] = _laid_out_like(
-                parameter, momentum.to(parameter.device)
-            )
-    state.dynamics = _dynamics(saved)
-    state.records = records
-
-
-def _save(
-    state: TrainingState, data: TrainingData, config: RunConfig, checkpoints: CheckpointFolder, *, keep: bool
-) -> None:
-    facts = _facts(state, data, config)
-    if keep:
-        checkpoints.save_epoch(state.epoch, state.model, facts)
-    buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
-    tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
-    tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}
-    tensors |= {f"dynamics.{name}": torch.as_tensor(values) for name, values in vars(state.dynamics).items()}
-    checkpoints.save_last(Checkpoint(tensors, {**facts, "records": [asdict(r) for r in state.records]}))
-
-
-def _facts(state: TrainingState, data: TrainingData, config: RunConfig) -> dict[str, Any]:
-    return {"config": config_to_dict(config), "images": data.digest, "precision": state.precision}
-
-
-def saved_model(saved: Checkpoint) -> dict[str, Tensor]:
-    """Return the model's state in what an unfinished run would continue from."""
-    return {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
-
-
-def saved_records(saved: Checkpoint) -> list[EpochRecord]:
-    """Return the records of the epochs, from before training on, in what an unfinished run would continue from."""
-    return [_record(r) for r in saved.facts["records"]]
-
-
-def _record(saved: dict[str, Any]) -> EpochRecord:
-    accuracies = {split: Accuracy(**values) for split, values in saved["accuracies"].items()}
-    gradients = tuple(GroupGradient(**group) for group in saved["gradients"])
-    return EpochRecord(saved["epoch"], accuracies, gradients, saved["seconds"])
-
-
-def _dynamics(saved: Checkpoint) -> TrainingDynamics:
-    values: dict[str, Any] = {f.name: saved.tensors[f"dynamics.{f.name}"].numpy() for f in fields(TrainingDynamics)}
-    return TrainingDynamics(**{**values, "n_epochs": int(values["n_epochs"])})
-
-
-def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return `tensor` in the parameter's memory layout: the fused optimizer pairs elements by memory order."""
-    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)

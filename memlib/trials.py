@@ -24,7 +24,8 @@ from memlib.results import ResultStore
 from memlib.runs import build_network, place_data, prepare_data
 from memlib.schemas import table_from_rows
 from memlib.tasks import record_unit
-from memlib.training import EpochRecord, TrainingData, evaluate_held_out, saved_model, saved_records, train
+from memlib.training import evaluate_held_out, train
+from memlib.training_state import EpochRecord, TrainingData, saved_model, saved_records
 from memlib.units import Unit
 
 TABLE = "dropout_search"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from memlib.training import EpochRecord
+from memlib.training_state import EpochRecord
 
 FOLDER = "tensorboard"
 

@@ -24,7 +24,8 @@ from memlib.gradient_accounting import add_to_sums_, zero_sums
 from memlib.precision import resolve_precision
 from memlib.runs import build_network
 from memlib.seeds import global_stream
-from memlib.training import TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingState
 
 STEP_SECONDS = 0.75  # of a timed step on a CPU, about and at most
 FIRST_IMAGES = 8  # a step on so many tells how many fit into that time

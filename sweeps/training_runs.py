@@ -22,7 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.runs import perform_run, record_failure
-from memlib.training import EpochRecord
+from memlib.training_state import EpochRecord
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code
 from sweeps.failures import RESTARTS, TAKEN_BACK, describe_error, describe_loss, open_patiently, record

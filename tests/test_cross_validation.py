@@ -16,7 +16,8 @@ from memlib.experiments import CrossValidationConfig
 from memlib.models import build_model
 from memlib.runs import prepare_data
 from memlib.seeds import stream
-from memlib.training import TrainingData, train
+from memlib.training import train
+from memlib.training_state import TrainingData
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,8 @@ from memlib.models import ResNet9
 from memlib.recalibration import recalibrate
 from memlib.results import create_results
 from memlib.runs import build_network, perform_run, prepare_data
-from memlib.training import TrainingData, TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingData, TrainingState
 
 CPU = torch.device("cpu")
 TIED = DropoutConfig(kind="example_tied", p_gen=0.3, p_mem=0.2)

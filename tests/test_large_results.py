@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from analysis import load, scans
 from analysis.figures import draw_figures, main
-from analysis.helpers import share_work
 from analysis.load import load_tables
 from analysis.searched import removed_units, searched_examples
 from analysis.shares import shares_above
+from analysis.sharing import share_work
 from memlib.errors import InputError
 from memlib.results import ResultStore, create_results
 from memlib.schemas import SCHEMAS, table_from_rows

@@ -16,7 +16,8 @@ from memlib.models import ResNet9, build_model
 from memlib.retraining import Retraining, retrain
 from memlib.runs import build_network, prepare_data
 from memlib.seeds import stream
-from memlib.training import TrainingState, training_step
+from memlib.training import training_step
+from memlib.training_state import TrainingState
 
 
 def test_every_wrong_label_is_drawn_and_all_equally_often():

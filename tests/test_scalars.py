@@ -1,6 +1,6 @@
 from memlib.evaluation import Accuracy
 from memlib.gradient_accounting import GroupGradient
-from memlib.training import EpochRecord
+from memlib.training_state import EpochRecord
 from sweeps.scalars import scalar_writer
 
 

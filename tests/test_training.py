@@ -17,7 +17,8 @@ from memlib.results import create_results
 from memlib.runs import check_same_images, is_finished, perform_run, prepare_data, record_failure
 from memlib.schedules import learning_rate
 from memlib.storage import open_storage
-from memlib.training import Diverged, TrainingData, TrainingState, plain_step, train, training_step
+from memlib.training import Diverged, plain_step, train, training_step
+from memlib.training_state import TrainingData, TrainingState
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,8 @@ from memlib.results import create_results
 from memlib.runs import build_network, check_same_images, perform_run, place_data, prepare_data
 from memlib.seeds import stream
 from memlib.storage import open_storage
-from memlib.training import TrainingData, evaluate_held_out, train
+from memlib.training import evaluate_held_out, train
+from memlib.training_state import TrainingData
 from memlib.trials import TABLE, conclude_trial, perform_trial, trial_unit
 
 CPU = torch.device("cpu")
