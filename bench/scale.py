@@ -108,8 +108,8 @@ def fill(store: ResultStore, wanted: Mapping[RunConfig, ExperimentsConfig], task
     for task in tasks:
         for unit in task.units:
             row = {"run_id": task.run.run_id, "experiment": unit.experiment, "status": "done", "seconds": 1.0}
-            store.write("critical_units", unit.unit_id, table_from_rows("critical_units", [{"example_id": 0}]))
             store.write("units", unit.unit_id, table_from_rows("units", [row]))
+            store.write("critical_units", unit.unit_id, table_from_rows("critical_units", [{"example_id": 0}]))
 
 
 def submit(tasks: Sequence[Task], results: str, *, lanes: int | None = None) -> list[dict[str, float]]:

@@ -39,6 +39,14 @@ MODES = (Variant("tied"), Variant("scaled"), Variant("dropped"))
 VARIANTS = (Variant("dropped", rescaled=True), Variant("dropped", batchnorm="recalibrated"))
 
 
+def variants_of(model: nn.Module) -> list[Variant]:
+    """Return the ways to evaluate this network: `plain` alone where it has no example-tied dropout."""
+    if not dropout_layers(model):
+        return [Variant("plain")]
+    with_batchnorm = bool(batchnorms(model))
+    return [v for v in (*MODES, *VARIANTS) if with_batchnorm or v.batchnorm == "final"]
+
+
 @dataclass(frozen=True, eq=False)
 class ModePredictions:
     """Predictions of one variant; `test` is None under tied masks, which only training examples have."""
@@ -75,11 +83,9 @@ def predict_by_mode(
     if not dropout_layers(model):
         train = predict(model, data.train.images, data.train.labels, device=device)
         test = predict(model, data.test.images, data.test.labels, device=device)
-        return [ModePredictions(Variant("plain"), train, test)]
-    with_batchnorm = bool(batchnorms(model))
-    variants = [v for v in (*MODES, *VARIANTS) if with_batchnorm or v.batchnorm == "final"]
+        return [ModePredictions(variant, train, test) for variant in variants_of(model)]
     calibration = data.train.images if calibration is None else calibration
-    return [_predict(model, data, variant, calibration, device) for variant in variants]
+    return [_predict(model, data, variant, calibration, device) for variant in variants_of(model)]
 
 
 def mode_accuracies(found: Iterable[ModePredictions], data: TrainingData) -> list[ModeAccuracy]:

@@ -84,9 +84,14 @@ def perform_task(
 
 
 def record_unit_failure(task: Task, store: ResultStore, *, device: torch.device | None, error: str) -> None:
-    """Write a row with status `failed` and the reason for every unit of the task; the next sweep tries them again."""
+    """Write a row with status `failed` and the reason for every unit of the task that is not done.
+
+    The next sweep tries them again.
+    """
+    done = store.units(task.experiment)
     for unit in task.units:
-        record_unit(unit, store, device=device, seconds=None, error=error)
+        if unit.unit_id not in done:
+            record_unit(unit, store, device=device, seconds=None, error=error)
 
 
 def record_unit(

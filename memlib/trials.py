@@ -91,8 +91,8 @@ def conclude_trial(run: RunConfig, dataset: Dataset, store: ResultStore, *, devi
     records = saved_records(last)
     ended = _Ended(model, records, place_data(prepare_data(run, dataset), dataset.digest, device))
     rows = [{**_facts(run, dataset), **row} for row in _judge(ended, run)]
-    store.write(TABLE, unit.unit_id, table_from_rows(TABLE, rows))
     record_unit(unit, store, device=device, seconds=sum(record.seconds for record in records))
+    store.write(TABLE, unit.unit_id, table_from_rows(TABLE, rows))  # the proof of completion last, as in `perform_task`
     checkpoints.delete_last()
 
 

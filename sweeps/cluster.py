@@ -38,8 +38,8 @@ FOR_WORKERS = {
     # step's CPU time is the system's, handing the same pages out again.
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    # By torch's OpenMP: a thread that waits for the others soon gives its core up. Ray's workers are the most patient
-    # processes of a machine, so where others are busy a run on several threads took four times as long.
+    # By torch's OpenMP, before OMP_WAIT_POLICY: a thread that waits for the others soon gives its core up. Workers run
+    # at low priority, so where other processes are busy a run on several threads took four times as long without.
     "GOMP_SPINCOUNT": "2000",
 }
 # What every process of a cluster is told of this one's variables; credentials are each machine's own.

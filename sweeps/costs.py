@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memlib.config import ModelConfig, RunConfig, build_config
 from memlib.datasets import Dataset
-from memlib.dropout_modes import MODES, VARIANTS
+from memlib.dropout_modes import variants_of
 from memlib.experiments import CriticalUnitsConfig, RetrainingConfig
 from memlib.models import build_model
 from memlib.results import ResultStore
+from memlib.runs import build_network
 from memlib.units import Task
 from sweeps.cluster import Capacity
 from sweeps.estimates import Rates, RunCost, Work, sweep_seconds
@@ -79,24 +80,21 @@ def describe_plan(
 def run_cost(config: RunConfig, dataset: Dataset) -> RunCost:
     """Return the estimated cost of one run; the network is only built, nothing is computed."""
     n_train = train_size(config, dataset)
-    model = _build(config, dataset)
+    model = build_network(config, dataset)
     n_bytes = sum(t.nbytes for t in model.state_dict().values())
     forward = image_flops(config, dataset)
     n_test = len(dataset.test)
     per_step = PASSES_PER_STEP if config.training.gradient_accounting else PASSES_PER_PLAIN_STEP
     in_training = forward * config.training.epochs * per_step * n_train
-    evaluated = len(config.training.evaluated_epochs) * (n_train + n_test) + _predicted_at_the_end(
-        config, n_train, n_test
-    )
+    evaluated = len(config.training.evaluated_epochs) * (n_train + n_test)
+    evaluated += _predicted_at_the_end(model, n_train, n_test)
     kept = len(config.checkpoint_epochs) + 4  # + 4: the state to continue from, twice
     return RunCost(in_training + forward * evaluated, n_bytes * kept, in_training)
 
 
-def _predicted_at_the_end(config: RunConfig, n_train: int, n_test: int) -> int:
+def _predicted_at_the_end(model: nn.Module, n_train: int, n_test: int) -> int:
     """Return how many forward passes give the predictions after training: with example-tied dropout, in every mode."""
-    if config.dropout.kind != "example_tied":
-        return n_train + n_test
-    ways = (*MODES, *VARIANTS)
+    ways = variants_of(model)
     recalibrated = sum(way.batchnorm == "recalibrated" for way in ways)
     with_test = sum(way.mode != "tied" for way in ways)
     return (len(ways) + recalibrated) * n_train + with_test * n_test
@@ -145,7 +143,10 @@ def _at_once(runs: Sequence[RunConfig], capacity: Capacity) -> int:
 
 
 def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capacity: Capacity) -> list[str]:
-    """Return the estimated wall time of each in words; a few training steps of each kind of run are timed for it."""
+    """Return the estimated wall time of each in words; a few training steps of each kind of run are timed for it.
+
+    They are timed on the threads a run will have, or on those of this machine, with each of the others as good.
+    """
     device = torch.device("cuda" if capacity.gpus else "cpu")
     if capacity.gpus and not torch.cuda.is_available():
         return ["time not estimated (this process has no GPU to measure)"] * len(works)
@@ -155,7 +156,7 @@ def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capac
         key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run), threads)
         if key not in alike:
             dataset = datasets[dataset_key(run)]
-            here = min(threads, os.cpu_count() or 1)  # a worker may have more of them than this machine
+            here = min(threads, _usable_cpus())  # a worker may have more of them, and more is promised of those
             found = measure_throughput(run, dataset, image_flops(run, dataset), device, threads=here)
             alike[key] = Throughput(found.training * threads / here, found.evaluation * threads / here)
         return alike[key]
@@ -168,8 +169,12 @@ def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capac
         rates = Rates(
             {run: measured(run, threads) for run in work.runs}, {run: measured(run, 1) for run, _ in work.tasks}
         )
-        texts.append(f"about {duration(sweep_seconds(work, rates, lanes=lanes, lanes_each=threads))}")
+        texts.append(f"about {duration(sweep_seconds(work, rates, lanes=lanes))}")
     return texts
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _elsewhere(work: Work) -> Iterator[str]:
@@ -180,10 +185,6 @@ def _elsewhere(work: Work) -> Iterator[str]:
             rates = {run: by_model[run.model.name] for run in runs}
             seconds = sweep_seconds(work, Rates(rates, rates), lanes=1)
             yield f"on one {device}, as measured there: about {duration(seconds)}"
-
-
-def _build(config: RunConfig, dataset: Dataset) -> nn.Module:
-    return build_model(config.model, image_shape=dataset.image_shape, num_classes=dataset.num_classes, seed=0)
 
 
 def image_flops(config: RunConfig, dataset: Dataset) -> int:

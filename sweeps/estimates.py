@@ -38,15 +38,15 @@ class Rates:
     tasks: Mapping[RunConfig, Throughput]
 
 
-def sweep_seconds(work: Work, rates: Rates, *, lanes: int, lanes_each: int = 1) -> float:
+def sweep_seconds(work: Work, rates: Rates, *, lanes: int) -> float:
     """Return the estimated wall time of the runs, then the tasks, on `lanes` threads or cards.
 
-    A run takes `lanes_each` of them and cannot be split further, nor can a task, so the longest of each is a
-    lower bound.
+    Neither a run nor a task can be split, so the longest of each is a lower bound. It is also the time of runs that
+    have several threads each: those are all under way at once.
     """
     runs = [run.training.epochs * EPOCH_SECONDS + seconds_of(cost, rates.runs[run]) for run, cost in work.runs.items()]
     tasks = [TASK_SECONDS + seconds_of(cost, rates.tasks[run]) for run, cost in work.tasks]
-    trained = max(max(runs, default=0.0), sum(runs) * lanes_each / lanes)
+    trained = max(max(runs, default=0.0), sum(runs) / lanes)
     starts = WORKER_SECONDS * (bool(runs) + bool(tasks))
     return starts + trained + max(max(tasks, default=0.0), sum(tasks) / lanes)
 

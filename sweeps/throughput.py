@@ -5,6 +5,7 @@ For devices that are not here, what `bench/gpu.py` measured on them (bench/resul
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
@@ -27,8 +28,8 @@ from memlib.seeds import global_stream
 from memlib.training import training_step
 from memlib.training_state import TrainingState
 
-STEP_SECONDS = 0.75  # of a timed step on a CPU, about and at most
-FIRST_IMAGES = 8  # a step on so many tells how many fit into that time
+STEP_SECONDS = 0.75  # of a timed step on a CPU, about and at most, unless two images take longer
+FIRST_IMAGES = 2  # BatchNorm needs as many
 ROUNDS = 3
 PASSES_PER_STEP = 5  # one forward, two backward at twice its cost each
 PASSES_PER_PLAIN_STEP = 3  # without gradient accounting: one backward
@@ -94,16 +95,22 @@ def _measure(config: RunConfig, dataset: Dataset, image_flops: int, device: torc
         return chosen.images.to(device), chosen.labels.to(device), chosen.ids.to(device)
 
     n = min(config.training.batch_size, len(dataset.train))
-    if device.type == "cpu" and n > FIRST_IMAGES:
-        few = some(FIRST_IMAGES)
-        affordable = int(FIRST_IMAGES * STEP_SECONDS / _seconds(lambda: step(*few), device, rounds=1))
-        n = min(n, max(FIRST_IMAGES, affordable))
+    if device.type == "cpu":
+        n = _affordable(n, lambda m: _seconds(functools.partial(step, *some(m)), device, rounds=1))
     images, labels, ids = some(n)
     trained = PASSES_PER_STEP * image_flops * n / _seconds(lambda: step(images, labels, ids), device)
     if with_masks:
         set_mode(model, "scaled")  # the mode that takes any example
     evaluated = image_flops * n / _seconds(lambda: predict(model, images, labels, device=device), device)
     return Throughput(trained, evaluated)
+
+
+def _affordable(n: int, seconds_on: Callable[[int], float]) -> int:
+    """Return how many images, at most n, a step can take in the time a timed step may take."""
+    images = FIRST_IMAGES
+    while images < n and seconds_on(images) < STEP_SECONDS / 2:
+        images *= 2
+    return min(images, n)
 
 
 def _seconds(work: Callable[[], object], device: torch.device, *, rounds: int = ROUNDS) -> float:

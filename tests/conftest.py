@@ -11,6 +11,7 @@ from sweeping import launch
 
 from memlib.config import RunConfig, build_config
 from memlib.datasets import Dataset, load_dataset
+from memlib.storage import Storage
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,23 @@ def small_run() -> RunConfig:
             "noise": {"fraction": 0.2},
         },
     )
+
+
+@pytest.fixture
+def kill_after_writes(monkeypatch):
+    """Lets this process end, as if killed, at its next write after so many."""
+
+    def kill_after(writes):
+        left, write = iter(range(writes)), Storage.write
+
+        def write_until_killed(storage, path, data):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(storage, path, data)
+
+        monkeypatch.setattr(Storage, "write", write_until_killed)
+
+    return kill_after
 
 
 @pytest.fixture

@@ -47,6 +47,15 @@ def assert_same_results(left, right):
         assert ours == theirs, f"{table}: only left {list(ours - theirs)[:3]}, only right {list(theirs - ours)[:3]}"
 
 
+def kill_outright(driver):
+    """Kill a sweep that started Ray itself; its workers notice, and are waited for, as they still write until then."""
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    _, left = psutil.wait_procs(workers, timeout=TIMEOUT)
+    assert not left, "processes of a killed sweep live on"
+
+
 def wait_for(condition, seconds=120):
     until = time.monotonic() + seconds
     while not condition():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import TIMEOUT, finished_epochs, sweep, wait_for
+from sweeping import TIMEOUT, finished_epochs, kill_outright, sweep, wait_for
 
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import config_from_json
@@ -43,8 +43,7 @@ def test_a_search_killed_outright_continues_ends_with_the_same_trials_and_is_the
     results = tmp_path / "results"
     driver = start(results, *OPTIONS, **SCRIPT)
     wait_for(lambda: max(finished_epochs(results), default=0) >= KILLED_AT, TIMEOUT)
-    driver.kill()
-    driver.communicate()
+    kill_outright(driver)
     before = written(results)
 
     code, out, err = sweep(results, *OPTIONS, **SCRIPT)

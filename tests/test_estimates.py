@@ -9,7 +9,8 @@ import torch
 from memlib.config import DropoutConfig
 from memlib.dropout_modes import predict_by_mode
 from memlib.runs import build_network, place_data, prepare_data
-from sweeps import costs
+from memlib.training import training_step
+from sweeps import costs, throughput
 from sweeps.cluster import Capacity
 from sweeps.costs import image_flops, run_cost
 from sweeps.estimates import (
@@ -29,13 +30,13 @@ CPU = torch.device("cpu")
 RATES = Throughput(training=100.0, evaluation=50.0)
 
 
-def seconds(run, runs=0, tasks=(), **lanes):
+def seconds(run, runs=0, tasks=(), *, lanes):
     """The estimate for `runs` equal runs of 1,000 FLOPs, half of them training, and tasks of so many FLOPs."""
     all_runs = [replace(run, seed=seed) for seed in range(max(runs, 1))]
     cost = RunCost(1000.0, 0, training_flops=500.0)
     work = Work(dict.fromkeys(all_runs[:runs], cost), [(run, RunCost(float(flops), 0)) for flops in tasks])
     rates = dict.fromkeys(all_runs, RATES)
-    return sweep_seconds(work, Rates(rates, rates), **lanes)
+    return sweep_seconds(work, Rates(rates, rates), lanes=lanes)
 
 
 def test_training_and_float32_measurement_take_time_at_their_own_rates():
@@ -46,7 +47,6 @@ def test_runs_share_the_lanes_and_tasks_follow_each_with_a_worker_to_start(small
     own = 15 + EPOCH_SECONDS * small_run.training.epochs
     assert seconds(small_run, runs=1, lanes=1) == pytest.approx(WORKER_SECONDS + own)
     assert seconds(small_run, runs=4, lanes=2) == pytest.approx(WORKER_SECONDS + 2 * own)
-    assert seconds(small_run, runs=4, lanes=4, lanes_each=2) == pytest.approx(WORKER_SECONDS + 2 * own)
     assert seconds(small_run, tasks=[100] * 10, lanes=2) == pytest.approx(WORKER_SECONDS + 5 * (2 + TASK_SECONDS))
     both = seconds(small_run, runs=1, tasks=[100], lanes=1)
     assert both == pytest.approx(2 * WORKER_SECONDS + own + 2 + TASK_SECONDS)
@@ -67,7 +67,7 @@ def test_a_run_is_timed_on_the_threads_it_will_have_and_a_task_on_one(digits, sm
         return RATES
 
     monkeypatch.setattr(costs, "measure_throughput", measure)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(4))
     images = {dataset_key(small_run): digits}
     work = Work({small_run: RunCost(1000.0, 0)}, [(small_run, RunCost(100.0, 0))])
     costs.estimate_times([work], images, Capacity(cpus=4, gpus=0, largest_node_cpus=4))
@@ -81,18 +81,38 @@ def test_a_run_is_timed_on_the_threads_it_will_have_and_a_task_on_one(digits, sm
 
 
 @pytest.mark.parametrize("kind", ["none", "example_tied", "channel"])
-def test_a_runs_own_steps_are_timed_and_nothing_else_changes(digits, small_run, kind):
+def test_a_runs_own_steps_are_timed_and_nothing_else_changes(digits, small_run, kind, monkeypatch):
+    steps = []
+
+    def step(state, batch, **options):
+        steps.append((torch.get_num_threads(), len(batch[1])))
+        return training_step(state, batch, **options)
+
+    monkeypatch.setattr(throughput, "training_step", step)
+    monkeypatch.setattr(throughput, "STEP_SECONDS", 1e9)  # so that the whole batch fits, however busy the machine is
     run = replace(small_run, model=replace(small_run.model, width=0.25), dropout=DropoutConfig(kind=kind))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    found = measure_throughput(run, digits, image_flops=10**6, device=CPU)
+    found = measure_throughput(run, digits, image_flops=10**6, device=CPU, threads=2)
+    assert {on for on, _ in steps} == {2}
+    assert steps[-1] == (2, run.training.batch_size)
     assert found.training > 0 and found.evaluation > 0
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("kind", ["none", "example_tied"])
-def test_a_run_costs_five_passes_a_step_and_one_for_every_image_predicted(digits, small_run, kind):
-    run = replace(small_run, model=replace(small_run.model, width=0.25), dropout=DropoutConfig(kind=kind))
+@pytest.mark.parametrize("seconds_an_image", [0.0, 0.01, 0.1, 10.0])
+@pytest.mark.parametrize("batch_size", [2, 3, 64])
+def test_a_timed_step_takes_as_many_images_as_fit_into_its_time(seconds_an_image, batch_size):
+    n = throughput._affordable(batch_size, lambda n: n * seconds_an_image)
+    assert n <= batch_size
+    assert n * seconds_an_image <= throughput.STEP_SECONDS or n == 2
+    assert n == batch_size or n * seconds_an_image >= throughput.STEP_SECONDS / 2
+
+
+@pytest.mark.parametrize(("model", "kind"), [("resnet9", "none"), ("resnet9", "example_tied"), ("vit", "example_tied")])
+def test_a_run_costs_five_passes_a_step_and_one_for_every_image_predicted(digits, small_run, model, kind):
+    model = replace(small_run.model, name=model, width=0.25 if model == "resnet9" else 1.0)
+    run = replace(small_run, model=model, dropout=DropoutConfig(kind=kind))
     cost = run_cost(run, digits)
     forward = image_flops(run, digits)
     assert cost.training_flops == 5 * forward * 200 * run.training.epochs

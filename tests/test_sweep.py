@@ -10,6 +10,7 @@ from sweeping import (
     TINY,
     assert_same_results,
     finished_epochs,
+    kill_outright,
     read_until,
     sweep,
     wait_for,
@@ -81,8 +82,7 @@ def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturb
     driver = start(results, *TRAIN_ONLY, "--epochs", "12")
     # Early: a run left alone gets all CPUs, and other threads add up in another order.
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
-    driver.kill()
-    driver.communicate()
+    kill_outright(driver)
     assert not (results / "runs").exists()
     code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "12")
     assert code == 0, out + err

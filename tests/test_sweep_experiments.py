@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from sweeping import TIMEOUT, TINY, assert_same_results, sweep, wait_for, worker_processes, written
+from sweeping import TIMEOUT, TINY, assert_same_results, kill_outright, sweep, wait_for, worker_processes, written
 
 from memlib.results import open_results
 
@@ -78,8 +78,7 @@ def test_a_driver_killed_among_the_tasks_continues_without_repeating_one(undistu
     results = tmp_path / "results"
     driver = start(results, *OPTIONS)
     wait_for(lambda: len(written(results, "retraining")) >= 2, seconds=TIMEOUT)
-    driver.kill()
-    driver.communicate()
+    kill_outright(driver)
     done = written(results, *N_UNITS)
     code, out, err = sweep(results, *OPTIONS)
     assert code == 0, out + err

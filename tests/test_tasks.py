@@ -17,7 +17,6 @@ from memlib.models import build_model
 from memlib.results import create_results
 from memlib.rewinding import Measurement, rewind, rewinding_accuracies
 from memlib.runs import perform_run, prepare_data
-from memlib.storage import Storage
 from memlib.tasks import perform_task, plan_tasks, record_unit_failure
 from memlib.units import missing_tasks
 
@@ -177,6 +176,16 @@ def test_an_evaluated_subset_is_a_function_of_the_seed_and_of_the_limit(trained,
     assert set(clean) == {"clean", "test"}
 
 
+def test_a_failure_leaves_the_units_alone_that_were_done_before_it(trained, digits):
+    run, store = trained
+    plan = ExperimentsConfig(rewinding=RewindingConfig(epochs=(0, 2), limit=7))
+    (task,) = plan_tasks(run, plan, ("conv2",))
+    perform_task(replace(task, units=task.units[:1]), digits, store, device=CPU)
+    record_unit_failure(task, store, device=None, error="the node went away")
+    status = {row["unit_id"]: row["status"] for row in store.read("units").to_pylist()}
+    assert [status[unit.unit_id] for unit in task.units] == ["done", "failed"]
+
+
 def test_a_failure_is_a_row_that_a_later_success_replaces(trained, digits):
     run, store = trained
     (task,) = plan_tasks(run, ExperimentsConfig(rewinding=RewindingConfig(epochs=(2,), limit=5)), ("conv2",))
@@ -192,20 +201,13 @@ def test_a_failure_is_a_row_that_a_later_success_replaces(trained, digits):
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
 def test_wherever_a_task_is_killed_the_units_that_are_done_have_their_rows(
-    trained, digits, tmp_path, monkeypatch, written
+    trained, digits, tmp_path, kill_after_writes, written
 ):
     run, store = trained
     tasks = plan_tasks(run, ExperimentsConfig(rewinding=RewindingConfig(epochs=(0, 2), limit=5)), ("conv2",))
-    left, write = iter(range(written)), Storage.write
     load_state = CheckpointFolder(store.storage, run.run_id).load_epoch
     store = create_results(tmp_path)
-
-    def write_until_killed(storage, path, data):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        write(storage, path, data)
-
-    monkeypatch.setattr(Storage, "write", write_until_killed)
+    kill_after_writes(written)
     with pytest.raises(KeyboardInterrupt):
         perform_task(tasks[0], digits, store, device=CPU, load_state=load_state)
     assert len(store.units("rewinding")) == written // 2

@@ -228,6 +228,22 @@ def test_an_interrupted_trial_continues_and_ends_with_the_same_row(digits, held_
     assert rows_of(parts) == rows_of(whole)
 
 
+def test_a_trial_killed_before_its_row_has_its_row_in_units_and_is_judged_again(
+    digits, held_out_run, tmp_path, kill_after_writes, monkeypatch
+):
+    store = create_results(tmp_path)
+    with pytest.raises(Stop):
+        perform_trial(held_out_run, digits, store, device=CPU, on_epoch=stop_after(2))
+    kill_after_writes(1)
+    with pytest.raises(KeyboardInterrupt):
+        conclude_trial(held_out_run, digits, store, device=CPU)
+    assert store.units(TABLE) == set()
+    assert len(store.units("units")) == 1
+    monkeypatch.undo()
+    conclude_trial(held_out_run, digits, store, device=CPU)
+    assert store.units(TABLE) == store.units("units")
+
+
 def test_the_control_has_no_shares_and_no_modes(digits, held_out_run, tmp_path):
     store = create_results(tmp_path)
     perform_trial(replace(held_out_run, dropout=DropoutConfig()), digits, store, device=CPU)
