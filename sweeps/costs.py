@@ -156,7 +156,7 @@ def estimate_times(works: Sequence[Work], datasets: Mapping[str, Dataset], capac
         key = (run.model, run.dropout, run.training.batch_size, run.training.precision, dataset_key(run), threads)
         if key not in alike:
             dataset = datasets[dataset_key(run)]
-            here = min(threads, _usable_cpus())  # a worker may have more of them, and more is promised of those
+            here = min(threads, _usable_cpus())  # a worker may have more of them: those count as much
             found = measure_throughput(run, dataset, image_flops(run, dataset), device, threads=here)
             alike[key] = Throughput(found.training * threads / here, found.evaluation * threads / here)
         return alike[key]
