@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _PARTIAL = ".partial-"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two attempts; each pause is twice the one before
+READINGS = 30  # of an object that is replaced while it is read
 # Answers, not refusals.
 _ANSWERS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -123,8 +124,24 @@ class Storage:
             sink.write(data)
 
     def _read(self, target: str) -> bytes:
-        with self.filesystem.open_input_stream(target) as source:
-            return source.read()
+        if self.is_local:
+            return Path(target).read_bytes()
+        for _ in range(READINGS):
+            # First the size is asked for, then that many bytes: an object that is replaced in between comes
+            # truncated, and one that is removed as an error of some kind.
+            with self.filesystem.open_input_file(target) as source:
+                try:
+                    data = source.read()
+                except OSError:
+                    if self._size(target) == source.size():
+                        raise
+                    continue
+            if self._size(target) == len(data):
+                return data
+        raise OSError(f"{target} was replaced or removed while it was read, {READINGS} times")
+
+    def _size(self, target: str) -> int | None:
+        return self.filesystem.get_file_info(target).size
 
     def _files(self, folder: str, *, recursive: bool = False) -> Mapping[str, fs.FileInfo]:
         """Return the finished files in (or anywhere below) a folder, by their path in it."""

@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyarrow import fs
@@ -78,14 +80,42 @@ def test_compaction_keeps_every_row_and_one_file(server):
     assert sorted(store.read("units")["error"].to_pylist()) == before
 
 
-def test_a_small_file_costs_one_request_to_write_and_two_to_read(server):
+def test_a_small_file_costs_one_request_to_write_and_a_file_of_any_size_three_to_read(server):
     storage = open_storage(server.uri("few"))
     with server.counted() as made:
-        storage.write("x", b"1")
+        storage.write("small", b"1")
     assert [method for method, _ in made] == ["PUT"]
-    with server.counted() as made:
-        storage.read("x")
-    assert [method for method, _ in made] == ["HEAD", "GET"]
+    storage.write("large", bytes(20_000_000))
+    for name in ("small", "large"):
+        with server.counted() as made:
+            storage.read(name)
+        assert [method for method, _ in made] == ["HEAD", "GET", "HEAD"]
+
+
+def test_a_file_that_is_replaced_and_removed_again_and_again_is_read_whole_or_is_not_there(server):
+    storage, writer = open_storage(server.uri("replaced")), open_storage(server.uri("replaced"))
+    ended, read, missing = threading.Event(), set(), 0
+
+    def replace():
+        while not ended.is_set():
+            for size in (1, 2, 30, 20):
+                writer.write("x", bytes([size]) * size)
+                time.sleep(0.01)
+            writer.delete("x")
+
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        try:
+            for _ in range(300):
+                try:
+                    read.add(storage.read("x"))
+                except FileNotFoundError:
+                    missing += 1
+        finally:
+            ended.set()
+        replacing.result()
+    assert read == {bytes([size]) * size for size in (1, 2, 30, 20)}
+    assert missing
 
 
 def test_a_store_that_refuses_for_a_while_is_waited_for_and_both_are_said(server):
