@@ -23,11 +23,11 @@ REASON = why_not()
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(REASON is not None, reason=f"ray up: {REASON}")]
 
 SWEEP = (
-    "--preset quick --dropouts none --limit 200 --set model.width=0.0625 --set training.precision=float32 --seeds 0 1 "
+    "--preset quick --dropouts none --limit 1000 --set model.width=0.0625 --set training.precision=float32 --seeds 0 1 "
     "--device cpu --experiments rewinding --set rewinding.epochs=[0]"
 )
 UNITS = 2 * 9  # both runs' layer groups, each rewound to epoch 0
-EPOCHS = 20  # enough that a loss falls into the middle also on a fast machine
+EPOCHS = 100  # ten seconds where nothing else runs: a loss falls into the middle also on a fast machine
 PATIENCE = 600  # seconds a sweep may take: a busy machine takes several times what a quiet one does
 IMAGE = "ami-03cf127a"  # one of the mock's
 BUCKET = "memlib-lab"
