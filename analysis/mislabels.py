@@ -24,7 +24,7 @@ from analysis.tables import MISSING, Column, Table
 from memlib.errors import InputError
 from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.mislabels import Mislabels
-from memlib.run_mislabels import from_cross_validation, from_training, is_noisy_in
+from memlib.run_mislabels import from_cross_validation, from_training, trained_examples
 
 METHODS = ("margin_drop", "loss_rise", "loss", "aum", "forgetting_events", "cleanlab")  # from top to bottom
 MEASURES: Mapping[str, tuple[str, Stroke]] = {
@@ -62,19 +62,21 @@ def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
 
     examples: the cell's rows of table `examples`; runs without noisy ones are left out.
     """
-    dynamics, folds = (results.collect(results.scan(name, cell)) for name in ("dynamics", "cross_validation"))
+    evidence = {name: results.collect(results.scan(name, cell)) for name in ("dynamics", "cross_validation")}
+    parts = {name: rows.partition_by("run_id", as_dict=True) for name, rows in evidence.items()}
+    by_run = examples.partition_by("seed", "run_id", as_dict=True)
     rows, without = [], None
-    for run_id, seed in examples.select("run_id", "seed").unique().sort("seed", "run_id").iter_rows():
-        own = examples.filter(run_id=run_id).to_arrow()
-        is_noisy = is_noisy_in(own)
-        if not is_noisy.any():
+    for seed, run_id in sorted(by_run):
+        trained = trained_examples(by_run[seed, run_id].to_arrow())
+        if not trained.is_noisy.any():
             continue
-        verdicts = from_training(own, dynamics.filter(run_id=run_id).to_arrow())
+        dynamics, folds = (parts[name].get((run_id,), evidence[name].clear()).to_arrow() for name in evidence)
+        verdicts = from_training(trained, dynamics)
         try:
-            verdicts |= from_cross_validation(own, folds.filter(run_id=run_id).to_arrow())
+            verdicts |= from_cross_validation(trained, folds)
         except InputError as error:
             without = str(error)
-        rows += [_row(run_id, seed, verdict, is_noisy) for verdict in verdicts.values()]
+        rows += [_row(run_id, seed, verdict, trained.is_noisy) for verdict in verdicts.values()]
     return Found(pl.DataFrame(rows), without)
 
 
@@ -88,7 +90,7 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Out
     if found.measures.is_empty():
         return Skipped(name, "its runs have no wrong labels to find; set noise.fraction above 0 and train again")
     measures = found.measures
-    source = source_of("examples", rows.join(measures, on="run_id", how="semi"))
+    source = source_of("examples", rows.select("run_id", "seed").join(measures, on="run_id", how="semi"))
     n_noisy, n = (int(measures[column].to_numpy().max()) for column in ("n_noisy", "n"))
     caption = (
         f"For {cell.title}: how well the score of each method ranks the {n_noisy} examples with a wrong label "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from memlib.confident_learning import find_mislabels_out_of_sample
 from memlib.errors import InputError
@@ -13,6 +17,20 @@ from memlib.results import ResultStore
 from memlib.training_dynamics import NEVER, DynamicsSummary
 
 TABLES = ("examples", "dynamics", "cross_validation")
+_OF_EXAMPLES = ("example_id", "assigned", "is_noisy", "prediction", "margin", "loss")
+_MAY_NEVER_BE = ("first_learned", "last_mistake")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedExamples:
+    """What table `examples` says of a run's training examples, in order of their ids.
+
+    is_noisy: the truth, for evaluation only. judged: by mode, "plain", or "tied", "scaled" and "dropped".
+    """
+
+    subjects: Labels
+    is_noisy: Bool[np.ndarray, " n"]
+    judged: Mapping[str, Judged]
 
 
 def find_mislabels_of_run(store: ResultStore, run_id: str) -> dict[str, Mislabels]:
@@ -24,24 +42,35 @@ def find_mislabels_of_run(store: ResultStore, run_id: str) -> dict[str, Mislabel
     tables = {name: store.read(name).filter(pc.field("run_id") == run_id) for name in TABLES}
     if tables["examples"].num_rows == 0:
         raise InputError(f"run {run_id} has no examples in {store.storage.location}; it is not there or not finished.")
-    found = from_training(tables["examples"], tables["dynamics"])
-    return {**found, **from_cross_validation(tables["examples"], tables["cross_validation"])}
+    trained = trained_examples(tables["examples"])
+    found = from_training(trained, tables["dynamics"])
+    return {**found, **from_cross_validation(trained, tables["cross_validation"])}
 
 
-def from_training(examples: pa.Table, dynamics: pa.Table) -> dict[str, Mislabels]:
+def trained_examples(examples: pa.Table) -> TrainedExamples:
+    """Return the training examples in one run's rows of table `examples`, of which there is at least one."""
+    training = examples.filter(pc.field("split") == "train").select([*_OF_EXAMPLES, "mode"])
+    columns: dict[str, np.ndarray] = {}
+    judged = {}
+    for mode in training["mode"].unique().to_pylist():
+        columns = _by_example(training.filter(pc.field("mode") == mode), *_OF_EXAMPLES)
+        judged[mode] = Judged(columns["prediction"], columns["margin"], columns["loss"])
+    return TrainedExamples(subjects_of(columns["example_id"], columns["assigned"]), columns["is_noisy"], judged)
+
+
+def from_training(trained: TrainedExamples, dynamics: pa.Table) -> dict[str, Mislabels]:
     """Return the verdicts by a run's own training; `dynamics` may be empty (a run of before that table)."""
-    modes = {mode: _judged(examples, mode) for mode in _training_part(examples)["mode"].unique().to_pylist()}
-    subjects = subjects_in(examples)
-    if "dropped" in modes:
-        found = by_dropping(subjects, modes["tied"], modes["dropped"])
+    subjects, judged = trained.subjects, trained.judged
+    if "dropped" in judged:
+        found = by_dropping(subjects, judged["tied"], judged["dropped"])
     else:
-        found = {"loss": by_loss(subjects, modes["plain"])}
+        found = {"loss": by_loss(subjects, judged["plain"])}
     if dynamics.num_rows:
         found |= by_dynamics(subjects, _dynamics(dynamics, subjects))
     return found
 
 
-def from_cross_validation(examples: pa.Table, folds: pa.Table) -> dict[str, Mislabels]:
+def from_cross_validation(trained: TrainedExamples, folds: pa.Table) -> dict[str, Mislabels]:
     """Return the verdict by out-of-sample predictions, none where no cross-validation is complete.
 
     Of several, the one with the most folds, then the most epochs, counts.
@@ -49,54 +78,34 @@ def from_cross_validation(examples: pa.Table, folds: pa.Table) -> dict[str, Misl
     Raises:
         InputError: cleanlab is not installed.
     """
-    subjects = subjects_in(examples)
+    subjects = trained.subjects
     kinds = folds.group_by(["folds", "epochs"]).aggregate([]).to_pylist()
     for kind in sorted(kinds, key=lambda kind: (kind["folds"], kind["epochs"]), reverse=True):
         chosen = folds.filter((pc.field("folds") == kind["folds"]) & (pc.field("epochs") == kind["epochs"]))
-        chosen = chosen.sort_by("example_id")
-        if np.array_equal(_column(chosen, "example_id"), subjects.example_ids):
-            probabilities = np.stack(chosen["probabilities"].to_numpy())
+        columns = _by_example(chosen, "example_id", "probabilities")
+        if np.array_equal(columns["example_id"], subjects.example_ids):
+            probabilities = np.stack(list(columns["probabilities"]))
             return find_mislabels_out_of_sample(
                 probabilities=probabilities, labels=subjects.assigned, example_ids=subjects.example_ids
             )
     return {}
 
 
-def subjects_in(examples: pa.Table) -> Labels:
-    """Return the run's training examples, in order of their ids."""
-    rows = _training_part(examples)
-    rows = rows.filter(pc.field("mode") == rows["mode"][0]).sort_by("example_id")
-    return subjects_of(_column(rows, "example_id"), _column(rows, "assigned"))
-
-
-def is_noisy_in(examples: pa.Table) -> np.ndarray:
-    """Return which of them are noisy, in the same order: the truth, for evaluation only."""
-    rows = _training_part(examples)
-    return _column(rows.filter(pc.field("mode") == rows["mode"][0]).sort_by("example_id"), "is_noisy")
-
-
-def _training_part(examples: pa.Table) -> pa.Table:
-    return examples.filter(pc.field("split") == "train")
-
-
-def _judged(examples: pa.Table, mode: str) -> Judged:
-    rows = _training_part(examples).filter(pc.field("mode") == mode).sort_by("example_id")
-    return Judged(*(_column(rows, name) for name in ("prediction", "margin", "loss")))
-
-
 def _dynamics(table: pa.Table, subjects: Labels) -> DynamicsSummary:
-    rows = table.sort_by("example_id")
-    if not np.array_equal(_column(rows, "example_id"), subjects.example_ids):
+    columns = _by_example(table, "example_id", "aum", "forgetting_events", *_MAY_NEVER_BE)
+    if not np.array_equal(columns["example_id"], subjects.example_ids):
         raise InputError("tables `dynamics` and `examples` hold other training examples; train the run again.")
     return DynamicsSummary(
-        aum=_column(rows, "aum"),
-        forgetting_events=_column(rows, "forgetting_events"),
-        first_learned=_column(rows, "first_learned", null=NEVER),
-        last_mistake=_column(rows, "last_mistake", null=NEVER),
-        n_epochs=rows["n_epochs"][0].as_py(),
+        aum=columns["aum"],
+        forgetting_events=columns["forgetting_events"],
+        first_learned=columns["first_learned"],
+        last_mistake=columns["last_mistake"],
+        n_epochs=table["n_epochs"][0].as_py(),
     )
 
 
-def _column(rows: pa.Table, name: str, *, null: int | None = None) -> np.ndarray:
-    column = rows[name] if null is None else rows[name].fill_null(null)
-    return column.to_numpy()
+def _by_example(rows: pa.Table, *names: str) -> dict[str, np.ndarray]:
+    """Return columns in order of the example ids; an epoch or label that never was, which tables leave empty: NEVER."""
+    order = rows["example_id"].to_numpy().argsort(kind="stable")
+    columns = {name: rows[name].fill_null(NEVER) if name in _MAY_NEVER_BE else rows[name] for name in names}
+    return {name: column.to_numpy()[order] for name, column in columns.items()}

@@ -14,7 +14,7 @@ from analysis.mislabels import MEASURES, draw
 from memlib.config import RunConfig
 from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.results import ResultStore, create_results
-from memlib.run_mislabels import find_mislabels_of_run, is_noisy_in
+from memlib.run_mislabels import find_mislabels_of_run, trained_examples
 from memlib.schemas import table_from_rows
 
 N = 40
@@ -63,7 +63,7 @@ def test_every_method_stands_at_the_mean_of_its_measures_over_seeds(store):
     qualities = []
     for config in configs:
         found = find_mislabels_of_run(store, config.run_id)
-        is_noisy = is_noisy_in(store.read("examples").slice(0, 3 * N))
+        is_noisy = trained_examples(store.read("examples").slice(0, 3 * N)).is_noisy
         qualities.append({method: evaluate_mislabels(each, is_noisy) for method, each in found.items()})
     (axes,) = drawn.figure.axes
     methods = [label.get_text().replace(" ", "_") for label in axes.get_yticklabels()]

@@ -23,7 +23,7 @@ from memlib.experiments import CrossValidationConfig, ExperimentsConfig
 from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.mislabels import NO_SUGGESTION, judge, subjects_of, verdict
 from memlib.results import create_results
-from memlib.run_mislabels import is_noisy_in
+from memlib.run_mislabels import trained_examples
 from memlib.runs import perform_run
 from memlib.tasks import perform_task, plan_tasks
 
@@ -274,7 +274,7 @@ def test_every_method_finds_the_wrong_labels_of_a_real_run_far_better_than_chanc
     run, store = judged
     found = memlib.find_mislabels_of_run(store, run.run_id)
     assert list(found) == ["margin_drop", "loss_rise", "loss", "aum", "forgetting_events", "cleanlab"]
-    is_noisy = is_noisy_in(store.read("examples"))
+    is_noisy = trained_examples(store.read("examples")).is_noisy
     assert is_noisy.sum() == 40
     quality = {method: evaluate_mislabels(each, is_noisy) for method, each in found.items()}
     for method in ("margin_drop", "loss_rise", "cleanlab"):
