@@ -47,7 +47,8 @@ class Suffix:
         """Return the logits of the batch whose prefix outputs are `boundary`; `state` replaces tensors by name."""
         for name, module in self.network.named_modules():
             if isinstance(module, _Finished):
-                module.output = boundary[name] if name in self.crossing else module.unread(len(inputs))
+                # A copy: what follows may write into it, and other suffixes read the same boundary.
+                module.output = boundary[name].clone() if name in self.crossing else module.unread(len(inputs))
         return functional_call(self.network, dict(state or {}), (inputs,))
 
 

@@ -132,16 +132,33 @@ class HidesItsOutput(nn.Module):
         return self.second(self.first(x.flatten(1))[0])
 
 
-@pytest.mark.parametrize("kind", [ReadsAWeightAtTheStart, WritesInPlace, HidesItsOutput])
+class AddsInPlace(nn.Module):
+    """What two of its modules returned is written into behind them, as by a residual connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one = nn.Linear(12, 8), nn.Linear(8, 8)
+        self.two, self.head = nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        y = self.one(x)
+        y += x
+        z = self.two(y)
+        z += y
+        return self.head(z)
+
+
+@pytest.mark.parametrize("kind", [ReadsAWeightAtTheStart, WritesInPlace, AddsInPlace, HidesItsOutput])
 def test_a_network_of_any_make_is_measured_as_if_nothing_were_shared(kind):
     torch.manual_seed(0)
-    model, earlier = kind(), kind().state_dict()
+    model, earlier = kind(), {epoch: kind().state_dict() for epoch in (0, 1, 2)}
     examples = (torch.randn(40, 3, 2, 2), labels(40))
-    found = rewinding_accuracies(model, {0: earlier}, {"test": examples})
+    found = rewinding_accuracies(model, earlier, {"test": examples})
     groups = layer_groups(model)
-    assert [r.groups for r in found] == [(name,) for name in groups.names]
+    assert {(r.groups, r.epoch) for r in found} == {((name,), epoch) for name in groups.names for epoch in earlier}
     for result in found:
-        other = swapped(model, earlier, groups.parameters[result.groups[0]])
+        other = swapped(model, earlier[result.epoch], groups.parameters[result.groups[0]])
         with torch.no_grad():
             expected = (other(examples[0]).argmax(1) == examples[1]).double().mean().item()
         assert result.accuracy == expected
