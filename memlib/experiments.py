@@ -124,11 +124,6 @@ class CriticalUnitsConfig:
                 f"critical_units.noise is {self.noise}; give a share of the input's norm in [0, 1), e.g. 0.01 for 1 %."
             )
 
-    @property
-    def is_exact(self) -> bool:
-        """Return whether every step uses its own reference gradient over as many copies as the example's own."""
-        return self.refresh == 1 and self.reference_copies == self.copies
-
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidationConfig:

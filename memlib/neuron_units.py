@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -16,6 +17,7 @@ from memlib.config import RunConfig, build_config
 from memlib.critical_units import CriticalUnits, CriticalUnitsSearch, draw_reference, find_critical_units
 from memlib.datasets import ImageSet, balanced_subset
 from memlib.edited_accuracies import EditedAccuracies, edited_accuracies
+from memlib.errors import InputError
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig
 from memlib.layer_units import LoadState, Rows
@@ -44,12 +46,18 @@ def plan_critical_units(run: RunConfig, config: CriticalUnitsConfig) -> list[Tas
     ]
 
 
+def search_settings(unit_settings: Mapping[str, Any]) -> CriticalUnitsConfig:
+    """Return the settings of the search of one unit, which knows its own part and not how many there are."""
+    settings = {name: value for name, value in unit_settings.items() if name not in ("kind", "part")}
+    one_part = settings.get("part_size", CriticalUnitsConfig().part_size)
+    return build_config(CriticalUnitsConfig, {**settings, "examples": one_part})
+
+
 def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_state: LoadState) -> list[Rows]:
     """Return the rows of the one unit of a task; `model` is the run's final one, on the device to use."""
     (unit,) = task.units
-    settings = dict(unit.settings)
-    kind, part = settings.pop("kind"), settings.pop("part")
-    config = build_config(CriticalUnitsConfig, settings)
+    kind, part = unit.settings["kind"], unit.settings["part"]
+    config = search_settings(unit.settings)
     device, seed = next(model.parameters()).device, task.run.seed
     train = replace(data.train, images=place_images(data.train.images, device), labels=data.noisy_labels.labels)
     is_noisy = data.noisy_labels.is_noisy
@@ -58,8 +66,8 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
     examples = _part(model, train, candidates, part=part, size=config.part_size, seed=seed)
     if len(examples) == 0:
         return [{"removed_units": [], "critical_units": []}]
-    search = find_critical_units(model, examples, reference, config, seed=seed, device=device)
     judged = _judged(train, is_noisy, config.limit, seed=seed)
+    search = find_critical_units(model, examples, reference, config, seed=seed, device=device)
     accuracies = edited_accuracies(model, search.units, search.found, judged, device=device, precision=config.precision)
     facts = {"run_id": task.run.run_id, "is_noisy": kind == "noisy"}
     right_early = _right_early(model, examples, config, load_state)
@@ -105,6 +113,10 @@ def _judged(
     if limit is None or limit >= len(train):
         return train, is_noisy
     num_classes = int(train.labels.max()) + 1
+    if limit < num_classes:
+        raise InputError(
+            f"critical_units.limit is {limit}, but there are {num_classes} classes; give at least as many."
+        )
     judged = balanced_subset(train, limit, num_classes, stream(seed, "critical_units_judged"))
     noisy_ids = train.ids[is_noisy]
     return judged, torch.isin(judged.ids, noisy_ids)

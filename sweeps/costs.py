@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlib.config import ModelConfig, RunConfig, build_config
+from memlib.config import ModelConfig, RunConfig
 from memlib.datasets import Dataset
 from memlib.dropout_modes import variants_of
-from memlib.experiments import CriticalUnitsConfig, RetrainingConfig
+from memlib.experiments import RetrainingConfig
 from memlib.models import build_model
+from memlib.neuron_units import search_settings
 from memlib.results import ResultStore
 from memlib.runs import build_network
 from memlib.units import Task
@@ -116,7 +117,7 @@ def task_cost(task: Task, dataset: Dataset) -> RunCost:
     evaluated = sum(min(limit, n) for n in sizes.values())
     n_passes = len(task.units) * evaluated
     if task.experiment == "critical_units":
-        config = build_config(CriticalUnitsConfig, {k: v for k, v in settings.items() if k not in ("kind", "part")})
+        config = search_settings(settings)
         judged = min(config.limit or n_train, n_train)
         searched = STEPS_OF_A_SEARCH * PASSES_OF_A_SEARCH * config.reference_size * config.reference_copies
         n_passes = config.part_size * (searched / config.refresh + SHARE_BEHIND_A_GROUP * judged)

@@ -476,9 +476,3 @@ def test_a_split_without_examples_has_no_accuracy():
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         CriticalUnitsConfig(**changes)
-
-
-def test_a_search_says_whether_it_was_exact():
-    assert CriticalUnitsConfig().is_exact
-    assert not CriticalUnitsConfig(refresh=2).is_exact
-    assert not CriticalUnitsConfig(reference_copies=1).is_exact

@@ -1,5 +1,7 @@
 """The search for critical units of a finished run: which examples, in which parts, and what is written of each."""
 
+from dataclasses import replace
+
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -14,6 +16,7 @@ from memlib.models import build_model
 from memlib.results import create_results
 from memlib.runs import perform_run, prepare_data
 from memlib.tasks import perform_task, plan_tasks
+from sweeps.costs import task_cost
 
 CPU = torch.device("cpu")
 CONFIG = CriticalUnitsConfig(
@@ -126,3 +129,22 @@ def test_the_early_state_is_the_newest_kept_one_up_to_the_epoch_asked_for(small_
         return settings.get("early_epoch")
 
     assert [early(epoch) for epoch in (None, 0, 1, 2, 3, 9)] == [None, 0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize("part_size", [30, 3, 64])
+def test_parts_of_any_size_are_searched_and_planned(part_size, digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    config = CriticalUnitsConfig(**{**vars(CONFIG), "examples": 2 * part_size, "part_size": part_size})
+    tasks = plan(small_run, replace(config, early_epoch=None, max_steps=1))
+    assert all(task_cost(task, digits).flops > 0 for task in tasks)
+    perform_task(tasks[0], digits, store, device=CPU)
+    assert 0 < store.read("critical_units").num_rows <= part_size
+
+
+def test_a_limit_below_the_number_of_classes_is_refused_by_its_own_name(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    config = CriticalUnitsConfig(**{**vars(CONFIG), "limit": 5})
+    with pytest.raises(InputError, match="critical_units.limit is 5, but there are 10 classes"):
+        perform_task(plan(small_run, config)[0], digits, store, device=CPU)
