@@ -21,7 +21,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fl
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if has_fast_bfloat16(getattr(torch.cpu, "get_capabilities", dict)()) else "float32"
 
 

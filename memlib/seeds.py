@@ -15,7 +15,10 @@ import torch
 
 
 def stream_seed(seed: int, name: str, *index: int) -> int:
-    """Return the 63-bit seed of the stream `name` (and `index`, such as the epoch) of a run."""
+    """Return the 63-bit seed of the stream `name` (and `index`, such as the epoch) of a run.
+
+    Of it torch's CPU generator takes the lower 32 bits, so that two given streams coincide with probability 2**-32.
+    """
     text = "/".join([str(seed), name, *map(str, index)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
