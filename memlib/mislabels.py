@@ -108,10 +108,10 @@ def find_mislabels_by_dropping(
 
 def find_mislabels_by_dynamics(
     *,
-    example_ids: Int[np.ndarray, " m"],
-    epochs: Int[np.ndarray, " m"],
-    logits: Float[np.ndarray, "m k"],
-    labels: Int[np.ndarray, " m"],
+    example_ids: Int[np.ndarray, " _"],
+    epochs: Int[np.ndarray, " _"],
+    logits: Float[np.ndarray, ...],
+    labels: Int[np.ndarray, " _"],
 ) -> dict[str, Mislabels]:
     """Return the verdicts `aum`, `forgetting_events` and `loss`, by method, from logits recorded in any training.
 
@@ -121,6 +121,13 @@ def find_mislabels_by_dynamics(
     Raises:
         InputError: as `find_mislabels_by_dropping`; or an example lacks an epoch, has one twice, or two labels.
     """
+    lengths = {"example_ids": len(example_ids), "epochs": len(epochs), "logits": len(logits), "labels": len(labels)}
+    if len(set(lengths.values())) > 1 or logits.ndim != 2:
+        told = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        raise InputError(
+            f"rows do not agree ({told}; logits have {logits.ndim} dimensions); give one row of logits, an id, an "
+            "epoch and a label for every example and epoch."
+        )
     order = np.lexsort((example_ids, epochs))
     seen, ids = np.unique(epochs), np.unique(example_ids)
     is_full = 0 < len(order) == len(seen) * len(ids)

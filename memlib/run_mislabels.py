@@ -59,7 +59,7 @@ def trained_examples(examples: pa.Table) -> TrainedExamples:
 
 
 def from_training(trained: TrainedExamples, dynamics: pa.Table) -> dict[str, Mislabels]:
-    """Return the verdicts by a run's own training; `dynamics` may be empty (a run of before that table)."""
+    """Return the verdicts by a run's own training; without rows of `dynamics`, those that need none."""
     subjects, judged = trained.subjects, trained.judged
     if "dropped" in judged:
         found = by_dropping(subjects, judged["tied"], judged["dropped"])

@@ -212,6 +212,19 @@ def test_records_with_gaps_are_named(rows, message):
         memlib.find_mislabels_by_dynamics(**recorded(rows))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": np.array([0, 1, 1])}, r"rows do not agree \(example_ids 9, epochs 9, logits 9, labels 3"),
+        ({"logits": np.zeros((8, 2))}, "rows do not agree .* logits 8"),
+        ({"logits": np.zeros(9)}, "logits have 1 dimensions"),
+    ],
+)
+def test_records_that_do_not_fit_together_are_named(given, message):
+    with pytest.raises(InputError, match=message):
+        memlib.find_mislabels_by_dynamics(**{**recorded(ROWS), **given})
+
+
 def test_scores_that_are_no_numbers_are_named():
     subjects = subjects_of(np.arange(2), np.zeros(2, int))
     with pytest.raises(InputError, match="method 'mine': 1 of 2 scores are not finite"):
