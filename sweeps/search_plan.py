@@ -37,8 +37,9 @@ class SearchSpace:
     """Which settings are tried, and how soon bad ones are given up.
 
     after: layer groups or module names joined by "+", or "own" for the model's own places. peak_lr: empty for that of
-    the settings. samples: so many of all combinations, drawn; None for all. grace: epochs before the first cut.
-    reduction: at grace, grace * reduction, ... epochs one trial in so many goes on.
+    the settings. samples: so many of all combinations, drawn; None for all. grace: epochs before the first cut; None
+    for a third of a trial's, as wrong labels are memorized late. reduction: at grace, grace * reduction, ... epochs one
+    trial in so many goes on.
     """
 
     p_gen: tuple[float, ...]
@@ -47,7 +48,7 @@ class SearchSpace:
     after: tuple[str, ...] = (OWN_PLACES,)
     peak_lr: tuple[float, ...] = ()
     samples: int | None = None
-    grace: int = 12
+    grace: int | None = None
     reduction: float = 3.0
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class SearchSpace:
                 raise InputError(f"the search has no value for {name}; give at least one.")
         if self.samples is not None and self.samples < 1:
             raise InputError(f"--samples is {self.samples}; give at least 1, or leave it out for all combinations.")
-        if self.grace < 1:
+        if self.grace is not None and self.grace < 1:
             raise InputError(f"--grace is {self.grace}; give at least 1 epoch.")
         if not self.reduction > 1:
             raise InputError(f"--reduction is {self.reduction}; give a number above 1, e.g. 3 to keep one in three.")
@@ -81,9 +82,14 @@ class SearchPlan:
         return self.controls[0].training.epochs
 
     @property
+    def grace(self) -> int:
+        """Return the epochs before the first trials are compared and stopped."""
+        return self.space.grace or math.ceil(self.epochs / 3)
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """Return the epochs after which trials are compared and stopped, without the last of a trial."""
-        cuts = (math.ceil(self.space.grace * self.space.reduction**k) for k in itertools.count())
+        cuts = (math.ceil(self.grace * self.space.reduction**k) for k in itertools.count())
         return tuple(itertools.takewhile(lambda epoch: epoch < self.epochs, cuts))
 
 
@@ -131,7 +137,7 @@ def continue_search(plan: SearchPlan, store: ResultStore) -> Search:
     """
     columns = ["unit_id", "run_id", "epochs", "stopped_early", "validation_curve"]
     rows = store.read(TABLE, columns=columns).to_pylist()
-    done = {row["unit_id"] for row in rows if not row["stopped_early"] or row["epochs"] >= plan.space.grace}
+    done = {row["unit_id"] for row in rows if not row["stopped_early"] or row["epochs"] >= plan.grace}
     curves = {row["run_id"]: row["validation_curve"] for row in rows if row["validation_curve"] is not None}
     to_do = tuple(run for run in plan.runs if trial_unit(run).unit_id not in done)
     ended = [trial.run_id for trial in plan.trials if trial not in to_do]
@@ -172,5 +178,5 @@ def _run(settings: Mapping[str, Any], point: Mapping[str, Any], seed: int) -> Ru
 def _check(plan: SearchPlan) -> None:
     if plan.controls[0].data.holdout is None:
         raise InputError("nothing is held out to choose by; set --holdout, e.g. to 0.1.")
-    if plan.space.grace > plan.epochs:
-        raise InputError(f"--grace is {plan.space.grace} but trials have {plan.epochs} epochs; lower it.")
+    if plan.grace > plan.epochs:
+        raise InputError(f"--grace is {plan.grace} but trials have {plan.epochs} epochs; lower it.")

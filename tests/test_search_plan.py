@@ -1,5 +1,6 @@
 """What a search wants, what of it is done, what Tune's scheduler makes of it, and what the report says."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -69,8 +70,13 @@ def test_every_data_set_has_defaults_that_hold_something_out_and_make_a_heat_map
     assert len({t.dropout.p_gen for t in found.trials}) >= 3
     assert len({t.dropout.p_mem for t in found.trials}) >= 3
     assert all(run.data.holdout == 0.1 and not run.training.gradient_accounting for run in found.runs)
-    assert found.rungs[0] == found.space.grace < found.epochs
+    assert found.rungs[0] == found.grace == math.ceil(found.epochs / 3)
     assert search_defaults(dataset)[0]["data"]["name"] == dataset
+
+
+def test_grace_is_a_third_of_the_epochs_that_are_asked_for():
+    assert plan_search("cifar10", {"training": {"epochs": 80}}, {}, [0]).rungs == (27,)
+    assert plan_search("cifar10", {"training": {"epochs": 1}}, {}, [0]).rungs == ()
 
 
 def test_trials_are_compared_at_grace_times_powers_of_the_reduction():
