@@ -285,7 +285,7 @@ def _convert(value: object, hint: object, path: str) -> object:
     if origin is tuple:
         return _convert_tuple(value, options, path)
     if origin is types.UnionType:
-        return None if value is None else _convert(value, options[0], path)
+        return None if value in (None, "none") else _convert(value, options[0], path)  # TOML has no null
     return _convert_scalar(value, typing.cast(type, hint), path)
 
 

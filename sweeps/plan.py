@@ -18,6 +18,12 @@ EXPERIMENTS = tuple(field.name for field in dataclasses.fields(ExperimentsConfig
 MAIN = "none"  # the axis `dropouts`: runs without dropout as the main settings have them
 DROPOUTS = {MAIN: "none", "baseline": "none", **{kind: kind for kind in get_args(DropoutKind) if kind != MAIN}}
 AXES = ("datasets", "models", "seeds", "noise", "dropouts")
+SETTING_FOR = {  # what asks for an experiment
+    "rewinding": "rewinding.batchnorm=final",
+    "retraining": "retraining.epochs=20",
+    "critical_units": "critical_units.examples=1000",
+    "cross_validation": "cross_validation.folds=5",
+}
 AXIS_OPTIONS = {
     "data.name": "--datasets",
     "model.name": "--models",
@@ -113,18 +119,19 @@ def with_axes(preset: Preset, axes: Mapping[str, Sequence[Any] | None]) -> Prese
 
 
 def plan_runs(
-    preset: Preset, overrides: Mapping[str, Any] | None = None, *, experiments: Sequence[str] = EXPERIMENTS
+    preset: Preset, overrides: Mapping[str, Any] | None = None, *, experiments: Sequence[str] | None = None
 ) -> dict[RunConfig, ExperimentsConfig]:
     """Return the wanted runs, each once, with the experiments wanted of each.
 
     Dropout by dropout, dataset by dataset, model by model, noise by noise, seed by seed. `overrides` are settings
-    that win over the preset's; the axes are not among them. Only the named `experiments` are wanted.
+    that win over the preset's; the axes are not among them. Only the named `experiments` are wanted; None: all
+    that have settings.
 
     Raises:
         InputError: a setting is unknown or out of range, or is one of the axes, or an experiment or a dropout is
-            unknown, or no run is wanted.
+            unknown, or no run is wanted, or no run has settings for a named experiment.
     """
-    for name in experiments:
+    for name in experiments or ():
         if name not in EXPERIMENTS:
             raise unknown("experiment", name, EXPERIMENTS)
     for name in preset.dropouts:
@@ -140,8 +147,16 @@ def plan_runs(
         asked = {name: settings.pop(name) for name in EXPERIMENTS if name in settings}
         run = build_config(RunConfig, settings)
         of_this = _experiments_of(preset, dropout)
-        chosen = {name: table for name, table in asked.items() if name in experiments and name in of_this}
+        named = EXPERIMENTS if experiments is None else experiments
+        chosen = {name: table for name, table in asked.items() if name in named and name in of_this}
         wanted.setdefault(run.run_id, (run, build_config(ExperimentsConfig, chosen)))
+    for name in experiments or ():
+        if all(getattr(found, name) is None for _, found in wanted.values()):
+            raise InputError(
+                f"experiment {name} is asked for, but no run that is wanted has settings for it; give one of them with "
+                f"--set {SETTING_FOR[name]}, or leave it out of --experiments (runs with dropout have their own, "
+                "in the preset's [dropout.NAME])."
+            )
     return dict(wanted.values())
 
 

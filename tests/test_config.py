@@ -132,3 +132,13 @@ def test_the_stored_settings_are_complete():
     stored = json.loads(config_to_json(replace(RunConfig(), seed=7)))
     assert stored["seed"] == 7
     assert stored["training"]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("value", [None, "none"])
+def test_none_takes_back_a_setting_that_may_be_none(value):
+    assert build_config(RunConfig, {"data": {"limit": value, "holdout": value}}) == RunConfig()
+
+
+def test_none_is_no_value_of_a_setting_that_needs_one():
+    with pytest.raises(InputError, match="setting training.epochs is 'none'; give a value of type int"):
+        build_config(RunConfig, {"training": {"epochs": "none"}})

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.models import check_model_name
-from sweeps.plan import DROPOUTS, load_preset, merge, parse_preset, parse_setting, plan_runs, preset_names, with_axes
+from sweeps.plan import (
+    DROPOUTS,
+    SETTING_FOR,
+    load_preset,
+    merge,
+    parse_preset,
+    parse_setting,
+    plan_runs,
+    preset_names,
+    with_axes,
+)
 from sweeps.progress import run_label
 
 MINIMAL = 'datasets = ["digits"]\nmodels = ["resnet9"]\nseeds = [0, 1]\nnoise = [0.1]\n'
@@ -231,3 +241,25 @@ def test_merging_keeps_every_setting_of_the_last_layer_and_what_it_does_not_touc
     assert {k: v for k, v in merged.items() if k not in last}.items() <= dict(leaves(first)).items()
     assert (first, second) == originals
     assert merge([first, first]) == first
+
+
+def test_an_experiment_that_is_asked_for_without_settings_is_refused_with_how_to_give_them():
+    preset = load_preset("quick")
+    with pytest.raises(InputError, match="cross_validation is asked for, .* --set cross_validation.folds=5"):
+        plan_runs(preset, experiments=["cross_validation"])
+    with pytest.raises(InputError, match="rewinding is asked for, but no run that is wanted has settings for it"):
+        plan_runs(with_axes(preset, {"dropouts": ["example_tied"]}), experiments=["rewinding"])
+    for wanted in plan_runs(preset, {"cross_validation": {"folds": 5}}, experiments=["cross_validation"]).values():
+        assert wanted.rewinding is None
+    assert plan_runs(preset, experiments=[])
+
+
+def test_what_sets_an_experiment_asks_for_it():
+    for name, setting in SETTING_FOR.items():
+        wanted = plan_runs(load_preset("quick"), parse_setting(setting), experiments=[name])
+        assert any(getattr(found, name) is not None for found in wanted.values())
+
+
+def test_only_the_digits_are_scaled_by_the_quick_preset():
+    preset = with_axes(load_preset("quick"), {"datasets": ["digits", "folder:mine"]})
+    assert {run.data.name: run.data.image_size for run in plan_runs(preset)} == {"digits": 16, "folder:mine": None}
