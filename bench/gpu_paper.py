@@ -23,7 +23,7 @@ from memlib.layer_groups import layer_groups
 from memlib.models import build_model
 from memlib.pruning import model_size
 from memlib.results import ResultStore, create_results
-from memlib.runs import build_network, is_finished, perform_run
+from memlib.runs import build_network, holdings, is_finished, perform_run
 from memlib.tasks import EXPERIMENTS, perform_task, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import load_preset, plan_runs, with_axes
@@ -127,7 +127,7 @@ def _continued(run: RunConfig, folder: Path) -> ResultStore:
     """Return the run's store, emptied if the checkpoints its experiments were computed from are gone."""
     if folder.exists():
         store = create_results(folder)
-        if run.run_id in store.finished_runs() and not is_finished(run, store, store.finished_runs()):
+        if run.run_id in store.finished_runs() and not is_finished(run, holdings(store)):
             shutil.rmtree(folder)
     return create_results(folder)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from memlib.runs import code_version
+from memlib.code_version import code_version
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -99,8 +99,12 @@ class CheckpointFolder:
 
 
 def kept_epochs(storage: Storage) -> dict[str, tuple[int, ...]]:
-    """Return the epochs that each run kept, in order, from one listing."""
-    return {run_id: _kept(names) for run_id, names in storage.names_by_folder(_FOLDER).items()}
+    """Return the epochs that each run kept, in order, from one listing.
+
+    A run with a state to continue from is left out: what it kept may be of two trainings, one under way.
+    """
+    found = storage.names_by_folder(_FOLDER).items()
+    return {run_id: _kept(names) for run_id, names in found if LAST not in names}
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:

@@ -72,6 +72,12 @@ def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Seque
 
 def _check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
     missing = sorted(set(epochs) - set(run.checkpoint_epochs))
+    last = run.training.epochs
+    if missing and missing[-1] > last:
+        raise InputError(
+            f"{setting} asks for epoch {missing[-1]}, but run {run.run_id} ({run.data.name} {run.model.name}) has "
+            f"{last} epochs; give at most {last}, or train longer with --epochs."
+        )
     if missing:
         kept = list(run.checkpoint_epochs)
         raise InputError(

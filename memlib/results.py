@@ -1,17 +1,19 @@
 """A Parquet store of the result tables in which a unit of work is done or not.
 
 One file a unit and table, `<results>/<table>/<unit_id>.parquet`, written whole or not at all.
-`compact` merges them into `<table>/compact-NNNNNN.parquet`. Where one unit has rows in several files
+`compact` merges them into `<table>/compact-NNNNNN-XXXXXXXX.parquet`. Where one unit has rows in several files
 (a run repeated after `compact`), its own file wins, then the newest compact file, so no row is ever read twice.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,11 +23,14 @@ from memlib.errors import InputError
 from memlib.schemas import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, schema_of
 from memlib.storage import Patience, Storage, check_writable, open_storage
 
+T = TypeVar("T")
+
 READERS = 16  # files read at once: an object store answers each after tens of milliseconds
 _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
 _COMPACT = "compact-"
 _ROW_GROUP = 2**17  # rows; readers skip the groups whose runs they do not want
+_LISTINGS = 5  # tried before a file that is gone is an error
 _MANY_ROWS = 50_000  # from here on the columns of a file are read by several threads
 
 
@@ -61,7 +66,7 @@ class ResultStore:
         """
         schema = schema_of(table)
         wanted = list(columns or schema.names)
-        return pa.concat_tables([schema.empty_table().select(wanted), *self._pieces(table, wanted)])
+        return _relisting(lambda: pa.concat_tables([schema.empty_table().select(wanted), *self._pieces(table, wanted)]))
 
     def files(self, table: str) -> list[str]:
         """Return the paths of a table's files in its storage: where a unit is in several, the first of them holds."""
@@ -86,19 +91,28 @@ class ResultStore:
 
     def damaged(self, path: str, error: Exception) -> InputError:
         """Return the error that names the file at `path`, which cannot be read, and says what to do."""
-        return InputError(f"result file {self._where(path)} is damaged ({error}); delete it and run the sweep again.")
+        is_merged = path.rsplit("/", 1)[-1].startswith(_COMPACT)
+        again = " (all that was merged into it is computed again)" if is_merged else ""
+        return InputError(
+            f"result file {self._where(path)} is damaged ({error}); delete it and run the sweep again{again}."
+        )
 
     def units(self, table: str) -> set[str]:
         """Return the ids of the units that have written to `table`; raises like `read`."""
-        done = set()
-        for name in self._newest_first(table):
-            done |= self._units_of(table, name) if name.startswith(_COMPACT) else {name.removesuffix(".parquet")}
-        return done
+        return _relisting(lambda: set().union(*(self._units_of(table, name) for name in self._newest_first(table))))
 
     def finished_runs(self) -> set[str]:
         """Return the ids of the runs whose row says `done` (failed ones are wanted again); raises like `read`."""
         runs = self.read("runs", columns=["run_id", "status"])
         return set(runs.filter(pc.field("status") == "done")["run_id"].to_pylist())
+
+    def rows_of(self, table: str, unit_id: str) -> list[dict[str, Any]]:
+        """Return the rows in the unit's own file, the only one looked at; none where it was merged into another."""
+        path = f"{table}/{unit_id}.parquet"
+        try:
+            return self._open(path, self.storage.read(path)).read().to_pylist()
+        except FileNotFoundError:
+            return []
 
     def compact(self) -> dict[str, int]:
         """Merge each table's files into one and return the number of files each table had.
@@ -116,14 +130,18 @@ class ResultStore:
         if len(names) < 2:
             return len(names)
         written = self.storage.modified(table)
-        last = max((int(n[len(_COMPACT) :].split(".")[0]) for n in names if n.startswith(_COMPACT)), default=0)
+        last = max((int(n[len(_COMPACT) :][:6]) for n in names if n.startswith(_COMPACT)), default=0)
         rows, units = self.read(table), self.units(table)
         merged = _to_parquet(rows, units=units)
-        self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}.parquet", merged)
-        now = self.storage.modified(table)
-        unchanged = [f"{table}/{name}" for name in names if name in now and now[name] == written[name]]
+        # Of two compactions at once each writes a file of its own, and neither removes the other's.
+        self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}-{uuid.uuid4().hex[:8]}.parquet", merged)
+
+        def delete_unchanged(name: str) -> None:
+            if self.storage.modified_at(f"{table}/{name}") == written[name]:
+                self.storage.delete(f"{table}/{name}")
+
         with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(self.storage.delete, unchanged))
+            list(pool.map(delete_unchanged, names))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -132,8 +150,14 @@ class ResultStore:
         return own + sorted((n for n in names if n.startswith(_COMPACT)), reverse=True)
 
     def _units_of(self, table: str, name: str) -> set[str]:
+        if not name.startswith(_COMPACT):
+            return {name.removesuffix(".parquet")}
         path = f"{table}/{name}"
-        return self.units_in(path, self._open(path, self.storage.read(path)).schema_arrow.metadata)
+        try:
+            schema = self.storage.read_parts(path, pq.read_schema)
+        except pa.ArrowInvalid as error:
+            raise self.damaged(path, error) from error
+        return self.units_in(path, schema.metadata)
 
     def _pieces(self, table: str, columns: list[str]) -> Iterator[pa.Table]:
         """Yield each file's rows, without those that an earlier file holds anew."""
@@ -196,6 +220,16 @@ def open_results(location: str | Path, patience: Patience | None = None) -> Resu
             f"there are no results at {location}; run python sweeps/full_paper.py --results {location} first."
         )
     return ResultStore(storage)
+
+
+def _relisting(read: Callable[[], T]) -> T:
+    """Return what `read` reads of the files it lists; a compaction may remove some before they are read."""
+    for _ in range(_LISTINGS - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
 
 
 def _is_marked(storage: Storage) -> bool:

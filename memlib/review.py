@@ -19,6 +19,7 @@ from memlib.mislabels import Mislabels
 from memlib.results import ResultStore, open_results
 from memlib.review_page import MOST, review_page
 from memlib.run_mislabels import find_mislabels_of_run
+from memlib.runs import check_same_images
 
 PREFERRED = ("cleanlab", "loss_rise", "aum")  # out-of-sample evidence first: docs/mislabels.md
 
@@ -38,7 +39,8 @@ def write_review_page(
     first of PREFERRED that there is evidence for. most: suspects on the page.
 
     Raises:
-        InputError: there is no such run or method, the images are not there, or the page cannot be written.
+        InputError: there is no such run or method, the images are not there or not those the run was made from, or
+            the page cannot be written.
     """
     found = find_mislabels_of_run(store, run_id)
     if method is not None and method not in found:
@@ -47,6 +49,7 @@ def write_review_page(
     row = store.read("runs").filter(pc.field("run_id") == run_id).to_pylist()[0]
     run = config_from_json(row["config"])
     dataset = load_dataset(run.data.name, root=data, image_size=run.data.image_size)
+    check_same_images(run, dataset, store)
     page = review_page(
         verdict,
         dataset.train.images,

@@ -1,18 +1,14 @@
 """One training run as a unit of work: settings and data in, tables and checkpoints in the store out.
 
-The row in `runs` is written last: a run is done when that row says so, and only then. Everything
+The row in `runs` is written last: a run is done when that row says so and all its tables are there. Everything
 before it can be written again without leaving a trace twice.
 """
 
 from __future__ import annotations
 
-import functools
 import platform
-import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from memlib.batches import images_as_trained, place_images
-from memlib.checkpoints import CheckpointFolder
+from memlib.checkpoints import CheckpointFolder, kept_epochs
+from memlib.code_version import code_version
 from memlib.config import RunConfig, config_from_json, config_to_json
 from memlib.control_dropouts import check_widths, insert_dropout
 from memlib.datasets import Dataset, ImageSet, balanced_subset, draw_holdout
@@ -38,6 +35,8 @@ from memlib.training_dynamics import NEVER, TrainingDynamics
 from memlib.training_state import EpochRecord, TrainingData
 
 DIGIT_SETS = ("digits", "mnist", "svhn")
+_TABLES = ("epochs", "gradients", "dynamics", "examples")
+_TABLES_WITH_DROPOUT = ("dropout", "forgotten_images")  # the latter with example-tied dropout only
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +176,36 @@ def _follow(
         on_epoch(records[-1])
 
 
-def is_finished(
-    config: RunConfig, store: ResultStore, finished: Set[str], kept: Mapping[str, Sequence[int]] | None = None
-) -> bool:
-    """Return whether the run is among the `finished` ones and kept every state `config` asks for.
+@dataclass(frozen=True)
+class Holdings:
+    """What a store holds of its runs.
 
-    kept: the epochs each run kept (`kept_epochs`); default: looked up for this run.
+    done: ids of runs whose row says so. written: ids of the runs in each of their tables.
+    kept: the epochs whose states each run kept; none of one whose training is under way.
     """
-    if config.run_id not in finished:
-        return False
-    epochs = CheckpointFolder(store.storage, config.run_id).epochs() if kept is None else kept.get(config.run_id, ())
-    return set(config.checkpoint_epochs) <= set(epochs)
+
+    done: Set[str]
+    written: Mapping[str, Set[str]]
+    kept: Mapping[str, Sequence[int]]
+
+
+def holdings(store: ResultStore) -> Holdings:
+    """Return what the store holds now, from a few listings; raises InputError if a file is damaged."""
+    written = {table: store.units(table) for table in (*_TABLES, *_TABLES_WITH_DROPOUT)}
+    return Holdings(store.finished_runs(), written, kept_epochs(store.storage))
+
+
+def is_finished(config: RunConfig, held: Holdings) -> bool:
+    """Return whether the run is done, all its tables are there, and every state `config` asks for was kept."""
+    kept = held.kept.get(config.run_id, ())
+    is_written = all(config.run_id in held.written[table] for table in _tables_of(config))
+    return config.run_id in held.done and is_written and set(config.checkpoint_epochs) <= set(kept)
+
+
+def _tables_of(config: RunConfig) -> tuple[str, ...]:
+    """Return the tables a run writes before its row in `runs`."""
+    n_with_dropout = {"none": 0, "example_tied": 2}.get(config.dropout.kind, 1)
+    return (*_TABLES, *_TABLES_WITH_DROPOUT[:n_with_dropout])
 
 
 def check_same_images(config: RunConfig, dataset: Dataset, store: ResultStore) -> None:
@@ -214,24 +232,6 @@ def record_failure(config: RunConfig, store: ResultStore, *, device: torch.devic
     outcome = {"seconds": None, "status": "failed", "error": error, "data_digest": None}
     outcome["code_version"] = code_version()
     store.write("runs", config.run_id, _run_row(config, device, outcome))
-
-
-@functools.cache
-def code_version() -> str:
-    """Return the package's version, with the commit (and `-dirty`) when it runs from a git checkout; asked once.
-
-    `uninstalled` stands for the version where the sources are used without having been installed.
-    """
-    try:
-        installed = version("memlib")
-    except PackageNotFoundError:
-        installed = "uninstalled"
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return installed
-    return f"{installed}+{commit}"
 
 
 def _run_row(config: RunConfig, device: torch.device | None, outcome: Mapping[str, object]) -> pa.Table:

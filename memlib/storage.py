@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from memlib.errors import InputError
 from memlib.s3 import SCHEME, is_final, open_s3
@@ -75,6 +75,15 @@ class Storage:
         """Return the content of `path`; raises FileNotFoundError if there is none."""
         return self._insist(lambda: self._read(f"{self.root}/{path}"))
 
+    def read_parts(self, path: str, read: Callable[[NativeFile], T]) -> T:
+        """Return what `read` makes of the open file, of which only what it asks for is fetched; raises as `read`."""
+
+        def opened() -> T:
+            with self.filesystem.open_input_file(f"{self.root}/{path}") as source:
+                return read(source)
+
+        return self._insist(opened)
+
     def names(self, folder: str) -> list[str]:
         """Return the sorted names of the files in `folder`, unfinished ones left out; empty if there is no folder."""
         return sorted(self._files(folder))
@@ -90,6 +99,10 @@ class Storage:
     def modified(self, folder: str) -> dict[str, int]:
         """Return when each file in `folder` was last written, in nanoseconds, by name."""
         return {name: info.mtime_ns for name, info in self._files(folder).items()}
+
+    def modified_at(self, path: str) -> int | None:
+        """Return when the file was last written, in nanoseconds; None if there is none."""
+        return self._insist(lambda: self.filesystem.get_file_info(f"{self.root}/{path}")).mtime_ns
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file at `path`."""
@@ -195,7 +208,8 @@ def open_storage(location: str | Path, patience: Patience | None = None) -> Stor
         raise InputError(
             f"location {text!r} is not understood: {error}. Give a folder or s3://BUCKET/FOLDER."
         ) from error
-    return Storage(text, filesystem, root, text, patience)
+    # Whatever opens a local folder by its URI (TensorBoard's writer, Polars) takes its path.
+    return Storage(text, filesystem, root, root if isinstance(filesystem, fs.LocalFileSystem) else text, patience)
 
 
 def check_writable(storage: Storage) -> None:

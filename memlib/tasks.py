@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from memlib.checkpoints import CheckpointFolder, load_model_state
+from memlib.code_version import code_version
 from memlib.config import RunConfig
 from memlib.cross_validation import perform_cross_validation, plan_cross_validation
 from memlib.datasets import Dataset
@@ -17,7 +18,7 @@ from memlib.experiments import ExperimentsConfig
 from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
 from memlib.neuron_units import perform_critical_units, plan_critical_units
 from memlib.results import ResultStore
-from memlib.runs import build_network, code_version, device_name, prepare_data
+from memlib.runs import build_network, device_name, prepare_data
 from memlib.schemas import table_from_rows
 from memlib.units import Task, Unit
 
@@ -27,6 +28,8 @@ EXPERIMENTS = {
     "critical_units": perform_critical_units,
     "cross_validation": perform_cross_validation,
 }
+# What a unit of each writes; its own table is the last and the proof of completion.
+TABLES = {name: (name,) for name in EXPERIMENTS} | {"critical_units": ("removed_units", "critical_units")}
 
 
 def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequence[str]) -> list[Task]:

@@ -87,7 +87,7 @@ def train(
             accuracies = evaluate(model, data, device=device)
         elif epoch in config.training.evaluated_epochs:
             accuracies = _evaluate(state, data, epoch=epoch, device=device)
-        if not all(math.isfinite(a.loss) for a in accuracies.values()):
+        if not all(math.isfinite(a.loss) for a in accuracies.values()) or not _is_finite(state.model):
             raise _diverged(epoch, config)
         state.records.append(EpochRecord(epoch, accuracies, tuple(gradients), time.monotonic() - started))
         if checkpoints is not None:
@@ -226,6 +226,12 @@ def _train_epoch(
                 raise _diverged(epoch, config)
     names = [name for name, _ in state.model.named_parameters()]
     return summarize_groups(sums, names, layer_groups(state.model)) if accounting else []
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Return whether every parameter and buffer is finite: a state to be continued from or kept."""
+    values = [t for t in model.state_dict().values() if t.is_floating_point()]
+    return bool(torch.stack([t.isfinite().all() for t in values]).all())
 
 
 def _diverged(epoch: int, config: RunConfig) -> Diverged:

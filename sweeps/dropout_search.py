@@ -20,7 +20,7 @@ from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command,
 from sweeps.costs import Place
 from sweeps.failures import storage_patience
 from sweeps.plan import merge, parse_setting
-from sweeps.preflight import check_names, check_runs, load_datasets
+from sweeps.preflight import check_images, check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress
 from sweeps.search_costs import describe_search
 from sweeps.search_plan import Search, SearchPlan, SearchSpace, continue_search, plan_search, trial_label
@@ -56,7 +56,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     try:
         if search.to_do:
             datasets = load_datasets(search.to_do, options.data)
-            check_runs(search.to_do, datasets, store)
+            check_images(search.to_do, datasets, store)
+            check_runs(search.to_do, datasets)
             place = Place(join_ray(options, console), store, console)
             describe_search(search, datasets, place)
             images = share_images(datasets, options, place)

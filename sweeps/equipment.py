@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 import socket
@@ -12,8 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import memlib
+from memlib.code_version import source_digest
 from memlib.errors import InputError
 
+_PACKAGES = (Path(memlib.__file__).parent, Path(__file__).parent)
 CODE_VARIABLE = "MEMLIB_DRIVER_CODE"  # set by the driver for every process of a cluster
 
 
@@ -35,7 +36,7 @@ class Equipment:
 @functools.lru_cache
 def equipment() -> Equipment:
     """Return what this process runs with."""
-    return Equipment(platform.python_version(), version("ray"), version("torch"), _source_digest())
+    return Equipment(platform.python_version(), version("ray"), version("torch"), source_digest(_PACKAGES))
 
 
 def check_code() -> None:
@@ -45,12 +46,3 @@ def check_code() -> None:
         raise InputError(
             f"{socket.gethostname()} runs {equipment().code} and the driver {expected}; install the driver's there."
         )
-
-
-def _source_digest() -> str:
-    """Return 12 hexadecimal digits of the installed packages' source."""
-    digest = hashlib.blake2b(digest_size=6)
-    for folder in (Path(memlib.__file__).parent, Path(__file__).parent):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -16,7 +16,7 @@ from rich.console import Console
 from memlib.config import RunConfig
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
-from memlib.results import create_results
+from memlib.results import ResultStore, create_results
 from memlib.tasks import plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, check_address, stop_ray
@@ -34,7 +34,7 @@ from sweeps.plan import (
     preset_names,
     with_axes,
 )
-from sweeps.preflight import check_names, check_runs, load_datasets
+from sweeps.preflight import check_images, check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_units, still_to_do
 
@@ -65,11 +65,14 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         if not to_do.runs and not to_do.tasks:
             console.print("nothing to do: everything is already done.")
             return DONE
-        datasets = load_datasets([*to_do.runs, *(task.run for task in to_do.tasks)], options.data)
-        names = check_runs(to_do.runs, datasets, store)
+        runs = [*to_do.runs, *(task.run for task in to_do.tasks)]
+        datasets = load_datasets(runs, options.data)
+        check_images(runs, datasets, store)
+        names = check_runs(to_do.runs, datasets)
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_units(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
+        _warn_of_earlier_networks(to_do.repeated, store, console)
         capacity = capacity or join_ray(options, console)
         place = Place(capacity, store, console)
         describe_plan(to_do, later, datasets, place)
@@ -85,6 +88,17 @@ def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, con
     console.print(
         f"{n_wanted} runs wanted, {n_wanted - n_runs} done{units}, {n_runs} to do; results: {options.results}"
     )
+
+
+def _warn_of_earlier_networks(repeated: Sequence[RunConfig], store: ResultStore, console: Console) -> None:
+    ids = {run.run_id for run in repeated}
+    n_units = sum(row in ids for row in store.read("units", columns=["run_id"])["run_id"].to_pylist()) if ids else 0
+    if n_units:
+        console.print(
+            f"note: {len(repeated)} finished runs are trained again, to keep more states; {n_units} units of "
+            "experiments on them stay as they are. Where training does not repeat to the bit (GPUs, other numbers of "
+            "threads, another commit) those are of the earlier networks: give another --results there."
+        )
 
 
 def _perform(
@@ -128,7 +142,7 @@ def _wanted(options: argparse.Namespace) -> dict[RunConfig, ExperimentsConfig]:
     return plan_runs(
         with_axes(load_preset(options.preset), axes),
         merge(layers),
-        experiments=EXPERIMENTS if options.experiments is None else options.experiments,
+        experiments=options.experiments,
     )
 
 

@@ -39,16 +39,18 @@ def load_datasets(runs: Sequence[RunConfig], root: Path | None) -> dict[str, Dat
     return {key: load_dataset(d.name, root=root, image_size=d.image_size) for key, d in sources.items()}
 
 
-def check_runs(
-    runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore
-) -> dict[RunConfig, tuple[str, ...]]:
+def check_images(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], store: ResultStore) -> None:
+    """Raise InputError if images of the same name and size, but others, were what finished runs were made from."""
+    for run in {dataset_key(run): run for run in runs}.values():
+        check_same_images(run, datasets[dataset_key(run)], store)
+
+
+def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> dict[RunConfig, tuple[str, ...]]:
     """Return the names of each run's layer groups, by depth.
 
     Raises:
-        InputError: a run's settings do not fit its images, or its images are not those of finished runs.
+        InputError: a run's settings do not fit its images.
     """
-    for run in {dataset_key(run): run for run in runs}.values():
-        check_same_images(run, datasets[dataset_key(run)], store)
     for run in runs:
         prepare_data(run, datasets[dataset_key(run)])
     return network_groups(runs, datasets)
@@ -75,5 +77,5 @@ def check_disk(store: ResultStore, needed_bytes: int) -> None:
     if free is not None and free < DISK_RESERVE * needed_bytes:
         raise InputError(
             f"results need about {needed_bytes / 1e9:.1f} GB but {store.storage.location} has {free / 1e9:.1f} GB "
-            "free; free some space, give another --results, or keep fewer states (--set checkpoints.epochs=[0])."
+            "free; free some space, give another --results, or keep fewer states (--set checkpoints.epochs=[])."
         )

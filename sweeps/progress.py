@@ -119,11 +119,11 @@ class SweepProgress:
 
     def lost(self, run_id: str, why: str, restart: str) -> None:
         """Say that a run lost its process or node and is started again."""
-        self._line(f"lost: {run_label(self._runs[run_id])} ({why}); trying again ({restart})")
+        self._line(f"lost: {self._name_run(self._runs[run_id])} ({why}); trying again ({restart})")
 
     def note(self, run_id: str, text: str) -> None:
         """Say what a run's process has to say."""
-        self._line(f"{run_label(self._runs[run_id])}: {text}")
+        self._line(f"{self._name_run(self._runs[run_id])}: {text}")
 
     def finished(self, run_id: str, error: str | None) -> None:
         """Show how a run ended, early or not, and how many are left."""
@@ -148,11 +148,11 @@ class SweepProgress:
 
     def task_lost(self, task: Task, why: str, restart: str) -> None:
         """Say that a task lost its process or node and is started again."""
-        self._line(f"lost: {task_label(task)} ({why}); trying again ({restart})")
+        self._line(f"lost: {task_label(task, self._name_run)} ({why}); trying again ({restart})")
 
     def task_note(self, task: Task, text: str) -> None:
         """Say what a task's process had to say."""
-        self._line(f"{task_label(task)}: {text}")
+        self._line(f"{task_label(task, self._name_run)}: {text}")
 
     def task_ended(self, task: Task, error: str | None) -> None:
         """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""
@@ -181,10 +181,10 @@ class SweepProgress:
     def gave_up(self, tasks: Sequence[Task], n_failed: int) -> None:
         """Say that tasks of one experiment on one run are not started, as so many before them failed in a row."""
         n_units = sum(len(task.units) for task in tasks)
-        self._units[tasks[0].experiment, run_label(tasks[0].run)] -= n_units
+        self._units[tasks[0].experiment, self._name_run(tasks[0].run)] -= n_units
         self._n_units_ended += n_units
         self._line(
-            f"gave up: {tasks[0].experiment} of {run_label(tasks[0].run)}: {n_failed} tasks in a row failed, "
+            f"gave up: {tasks[0].experiment} of {self._name_run(tasks[0].run)}: {n_failed} tasks in a row failed, "
             f"{n_units} units are not started"
         )
 

@@ -21,7 +21,7 @@ from memlib.config import RunConfig, config_from_json
 from memlib.datasets import Dataset
 from memlib.results import ResultStore
 from memlib.tasks import record_unit
-from memlib.trials import conclude_trial, perform_trial, trial_unit
+from memlib.trials import TABLE, conclude_trial, perform_trial, trial_unit
 from memlib.units import Task
 from sweeps.cluster import Capacity
 from sweeps.failures import open_patiently, record
@@ -48,7 +48,7 @@ class Halving(ASHAScheduler):
             metric="accuracies/validation",
             mode="max",
             max_t=plan.epochs,
-            grace_period=plan.space.grace,
+            grace_period=plan.grace,
             reduction_factor=plan.space.reduction,
             stop_last_trials=False,
         )
@@ -113,8 +113,12 @@ def _search_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: s
     """Perform one trial of the search in a Tune trial; an error of its own is recorded and not tried again."""
 
     def work(run: RunConfig, device: torch.device) -> None:
+        store = open_patiently(results, report_note)
+        rows = store.rows_of(TABLE, trial_unit(run).unit_id)
+        if rows and not rows[0]["stopped_early"]:  # its process was lost after its last line
+            return
         dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
-        perform_trial(run, dataset, open_patiently(results, report_note), device=device, on_epoch=report_epoch)
+        perform_trial(run, dataset, store, device=device, on_epoch=report_epoch)
 
     work_in_trial(trial, work, lambda run, device, error: _record(results, run, device, error))
 

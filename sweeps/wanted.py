@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memlib.checkpoints import kept_epochs
 from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
-from memlib.runs import is_finished
-from memlib.tasks import asks_for_groups, plan_tasks
+from memlib.runs import holdings, is_finished
+from memlib.tasks import TABLES, asks_for_groups, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import EXPERIMENTS
 from sweeps.preflight import load_datasets, network_groups
@@ -23,10 +22,14 @@ from sweeps.preflight import load_datasets, network_groups
 
 @dataclass(frozen=True)
 class ToDo:
-    """Runs to train, and tasks on the runs that are finished already."""
+    """Runs to train, and tasks on the runs that are finished already.
+
+    repeated: those of `runs` that were done before, and are to keep more states or lack a table.
+    """
 
     runs: list[RunConfig]
     tasks: list[Task]
+    repeated: tuple[RunConfig, ...] = ()
 
 
 def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStore, root: Path | None = None) -> ToDo:
@@ -36,18 +39,19 @@ def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStor
         InputError: an experiment asks for a layer group or a checkpoint that a finished run does not have, or
             a result file is damaged.
     """
-    finished, kept = store.finished_runs(), kept_epochs(store.storage)
-    runs = [run for run in wanted if not is_finished(run, store, finished, kept)]
+    held = holdings(store)
+    runs = [run for run in wanted if not is_finished(run, held)]
     unfinished = {run.run_id for run in runs}
     trained = {run: experiments for run, experiments in wanted.items() if run.run_id not in unfinished}
     names = _group_names(store, [run for run, asked in trained.items() if asks_for_groups(asked)], root)
     tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names.get(run, ()))]
-    return ToDo(runs, missing_tasks(tasks, done_units(store)))
+    repeated = tuple(run for run in runs if run.run_id in held.done)
+    return ToDo(runs, missing_tasks(tasks, done_units(store)), repeated)
 
 
 def done_units(store: ResultStore) -> dict[str, set[str]]:
-    """Return the ids of the units that are done, by experiment."""
-    return {experiment: store.units(experiment) for experiment in EXPERIMENTS}
+    """Return the ids of the units whose every table is there, by experiment."""
+    return {name: set.intersection(*(store.units(table) for table in TABLES[name])) for name in EXPERIMENTS}
 
 
 def _group_names(store: ResultStore, runs: Sequence[RunConfig], root: Path | None) -> dict[RunConfig, tuple[str, ...]]:

@@ -75,7 +75,7 @@ def test_compaction_keeps_every_row_and_one_file(server):
         store.write("units", unit, unit_rows(unit))
     before = sorted(store.read("units")["error"].to_pylist())
     assert store.compact()["units"] == len(before) == 20
-    assert store.storage.names("units") == ["compact-000001.parquet"]
+    assert [name[:14] for name in store.storage.names("units")] == ["compact-000001"]
     assert store.units("units") == set(units)
     assert sorted(store.read("units")["error"].to_pylist()) == before
 
@@ -174,7 +174,7 @@ def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(
     assert code == 0
     assert "everything is already done" in out
     requests = Counter(method for method, _ in made)
-    assert sum(requests.values()) <= 20, made
+    assert sum(requests.values()) <= 30, made  # a listing for each table, however many units there are
     open_results(server.uri("sweep")).compact()
     assert_same_results(server.uri("sweep"), tmp_path / "local")
     figures = {

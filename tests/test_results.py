@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from memlib.errors import InputError
 from memlib.results import create_results, open_results
 from memlib.schemas import SCHEMAS, table_from_rows
+from memlib.storage import Storage
 
 
 def epochs(run_id, accuracies):
@@ -155,3 +156,61 @@ def test_what_an_interrupted_write_left_behind_is_not_read(tmp_path):
 def test_reading_results_that_are_not_there_says_what_to_run(tmp_path):
     with pytest.raises(InputError, match="there are no results at .*run python sweeps/full_paper.py"):
         open_results(tmp_path / "nothing")
+
+
+def test_two_compactions_at_once_lose_no_row(tmp_path, monkeypatch):
+    store, write = create_results(tmp_path), Storage.write
+    for unit in "ab":
+        store.write("epochs", unit, epochs(unit, [0.1]))
+
+    def write_after_another(storage, path, data):
+        monkeypatch.undo()
+        store.write("epochs", "c", epochs("c", [0.9]))
+        store.compact()
+        write(storage, path, data)
+
+    monkeypatch.setattr(Storage, "write", write_after_another)
+    store.compact()
+    assert sorted(store.read("epochs")["accuracy"].to_pylist()) == [0.1, 0.1, 0.9]
+    assert store.units("epochs") == set("abc")
+
+
+@pytest.mark.parametrize("look", ["read", "units"])
+def test_a_compaction_between_listing_and_reading_is_not_noticed(tmp_path, monkeypatch, look):
+    store, names = create_results(tmp_path), Storage.names
+    for unit in "ab":
+        store.write("epochs", unit, epochs(unit, [0.1]))
+    store.compact()
+    store.write("epochs", "c", epochs("c", [0.9]))
+
+    def list_before_a_compaction(storage, folder):
+        found = names(storage, folder)
+        monkeypatch.undo()
+        store.compact()
+        return found
+
+    monkeypatch.setattr(Storage, "names", list_before_a_compaction)
+    assert len(getattr(store, look)("epochs")) == 3
+
+
+def test_a_units_own_rows_are_read_alone(tmp_path):
+    store = create_results(tmp_path)
+    for unit in "ab":
+        store.write("epochs", unit, epochs(unit, [0.1]))
+    (tmp_path / "epochs" / "b.parquet").write_bytes(b"damaged")
+    assert [row["accuracy"] for row in store.rows_of("epochs", "a")] == [0.1]
+    assert store.rows_of("epochs", "c") == []
+    with pytest.raises(InputError, match=r"epochs/b.parquet is damaged"):
+        store.rows_of("epochs", "b")
+
+
+def test_a_damaged_merged_file_says_what_is_computed_again(tmp_path):
+    store = create_results(tmp_path)
+    for unit in "ab":
+        store.write("epochs", unit, epochs(unit, [0.1]))
+    store.compact()
+    (path,) = (tmp_path / "epochs").iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    for look in (store.read, store.units):
+        with pytest.raises(InputError, match=r"delete it and run the sweep again \(all that was merged into it is"):
+            look("epochs")

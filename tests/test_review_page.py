@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from memlib.datasets import load_dataset
 from memlib.errors import InputError
 from memlib.mislabels import Mislabels
 from memlib.results import create_results, open_results
@@ -103,11 +105,12 @@ def test_bad_input_is_named(changes, message):
         page(**changes)
 
 
-def test_the_command_writes_the_page_of_a_run_with_the_images_it_was_trained_on(small_run, digits, tmp_path, capsys):
-    store = create_results(tmp_path / "results")
-    perform_run(small_run, digits, store, device=CPU)
+def test_the_command_writes_the_page_of_a_run_with_the_images_it_was_trained_on(small_run, tmp_path, capsys):
+    store, digits = create_results(tmp_path / "results"), load_dataset("digits", image_size=16)
+    run = replace(small_run, data=replace(small_run.data, limit=200))
+    perform_run(run, digits, store, device=CPU)
     out = tmp_path / "review.html"
-    command = [small_run.run_id, "--results", str(tmp_path / "results"), "--out", str(out), "--most", "7"]
+    command = [run.run_id, "--results", str(tmp_path / "results"), "--out", str(out), "--most", "7"]
     assert main([*command, "--method", "los"]) == 2
     assert "method of this run 'los' is not known" in capsys.readouterr().err
     assert main(["0" * 16, *command[1:]]) == 2
@@ -124,3 +127,11 @@ def test_the_command_writes_the_page_of_a_run_with_the_images_it_was_trained_on(
         assert trained[example_id]["assigned"] == int(item["data-assigned"])
         shown = Image.open(io.BytesIO(base64.b64decode(item["image"].partition(",")[2])))
         assert np.array_equal(np.asarray(shown), digits.train.images[position[example_id], 0].numpy())
+
+
+def test_the_page_of_a_run_on_other_images_is_refused(small_run, digits, tmp_path, capsys):
+    store = create_results(tmp_path / "results")
+    perform_run(small_run, digits, store, device=CPU)  # a part of what is called so
+    assert main([small_run.run_id, "--results", str(tmp_path / "results"), "--out", str(tmp_path / "review.html")]) == 2
+    assert "holds runs on other images that were also called digits" in capsys.readouterr().err
+    assert not (tmp_path / "review.html").exists()

@@ -101,6 +101,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     checkpoint.unlink()
     code, out, err = sweep(results, *options)
     assert code == 0, out + err
+    assert re.search(r"note: 1 finished runs are trained again, to keep more states; \d+ units of", out)
     assert set(open_results(results).read("units")["status"].to_pylist()) == {"done"}
 
 
@@ -108,6 +109,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     ("options", "message"),
     [
         (["--set", "rewinding.epochs=[0,7]"], "rewinding.epochs asks for epochs [7] but the run keeps its states at"),
+        (["--set", "rewinding.epochs=[0,99]"], "rewinding.epochs asks for epoch 99, but run"),
         (["--set", "rewinding.sets=['conv44']"], "layer group 'conv44' is not known; did you mean 'conv4'"),
         (["--set", "rewinding.batchnorm='fresh'"], "value of rewinding.batchnorm 'fresh' is not known"),
         (["--experiments", "rewind"], "experiment 'rewind' is not known; did you mean 'rewinding'"),

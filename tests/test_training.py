@@ -14,7 +14,7 @@ from memlib.config import ModelConfig, RunConfig
 from memlib.errors import InputError
 from memlib.models import build_model
 from memlib.results import create_results
-from memlib.runs import check_same_images, is_finished, perform_run, prepare_data, record_failure
+from memlib.runs import check_same_images, holdings, is_finished, perform_run, prepare_data, record_failure
 from memlib.schedules import learning_rate
 from memlib.storage import open_storage
 from memlib.training import Diverged, plain_step, train, training_step
@@ -145,7 +145,7 @@ def test_a_run_writes_its_tables_keeps_its_checkpoints_and_nothing_else(digits, 
     assert {(r["epoch"], r["split"]) for r in epochs} == {(e, s) for e in range(4) for s in ("clean", "noisy", "test")}
     assert {r["n"] for r in epochs if r["split"] == "noisy"} == {40}
     assert store.read("gradients").num_rows == 3 * 9
-    assert is_finished(small_run, store, store.finished_runs())
+    assert is_finished(small_run, holdings(store))
 
 
 def test_the_examples_table_agrees_with_the_last_epoch_and_with_the_noise(digits, small_run, tmp_path):
@@ -189,7 +189,34 @@ def test_a_diverged_run_stops_at_once_and_says_what_to_change(digits, small_run,
     record_failure(config, store, device=CPU, error="it diverged")
     run = store.read("runs").to_pylist()[0]
     assert (run["status"], run["error"], run["seconds"]) == ("failed", "it diverged", None)
-    assert not is_finished(config, store, store.finished_runs())
+    assert not is_finished(config, holdings(store))
+
+
+def test_a_state_that_is_not_finite_is_never_kept(digits, small_run, tmp_path):
+    """With one step an epoch and no evaluation the loss itself is finite until the step after."""
+    training = replace(small_run.training, peak_lr=1e30, warmup=0.0, evaluate_every=3, batch_size=200)
+    config = replace(small_run, training=training, checkpoints=replace(small_run.checkpoints, epochs=(1, 2)))
+    model, data = start(config, digits)
+    folder = CheckpointFolder(open_storage(tmp_path), "r")
+    with pytest.raises(Diverged):
+        list(train(model, data, config, device=CPU, checkpoints=folder))
+    again, _ = start(config, digits)
+    with pytest.raises(Diverged):  # and no error about the state it continues from
+        list(train(again, data, config, device=CPU, checkpoints=folder))
+
+
+def test_a_repetition_that_was_killed_is_no_finished_run(digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    perform_run(small_run, digits, store, device=CPU)
+    wanted = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=(1,)))
+    model, data = start(wanted, digits)
+    epochs = train(model, data, wanted, device=CPU, checkpoints=CheckpointFolder(store.storage, wanted.run_id))
+    for _ in range(3):
+        next(epochs)  # epochs 0 to 2 of the repetition beside epoch 3 of the first training
+    assert CheckpointFolder(store.storage, wanted.run_id).epochs() == (0, 1, 2, 3)
+    assert not is_finished(wanted, holdings(store))
+    perform_run(wanted, digits, store, device=CPU)
+    assert is_finished(wanted, holdings(store))
 
 
 def test_a_finished_run_that_kept_fewer_checkpoints_than_wanted_is_wanted_again(digits, small_run, tmp_path):
@@ -197,7 +224,7 @@ def test_a_finished_run_that_kept_fewer_checkpoints_than_wanted_is_wanted_again(
     perform_run(small_run, digits, store, device=CPU)
     wanted = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=(1,)))
     assert wanted.run_id == small_run.run_id
-    assert not is_finished(wanted, store, store.finished_runs())
+    assert not is_finished(wanted, holdings(store))
 
 
 def test_a_repetition_that_fails_leaves_a_finished_run_finished(digits, small_run, tmp_path):
@@ -213,7 +240,7 @@ def test_a_repetition_for_more_checkpoints_keeps_those_there_were(digits, small_
     wanted = replace(small_run, checkpoints=replace(small_run.checkpoints, epochs=(1,)))
     perform_run(wanted, digits, store, device=CPU)
     assert CheckpointFolder(store.storage, small_run.run_id).epochs() == (0, 1, 2, 3)
-    assert is_finished(wanted, store, store.finished_runs())
+    assert is_finished(wanted, holdings(store))
 
 
 def test_an_interrupted_run_resumed_with_more_checkpoints_keeps_them_all(digits, small_run, tmp_path):
@@ -224,7 +251,7 @@ def test_an_interrupted_run_resumed_with_more_checkpoints_keeps_them_all(digits,
     for _ in range(3):
         next(epochs)
     perform_run(small_run, digits, store, device=CPU)
-    assert is_finished(small_run, store, store.finished_runs())
+    assert is_finished(small_run, holdings(store))
 
 
 def test_a_run_continues_on_the_same_images_and_in_the_same_precision_only(digits, small_run, tmp_path):

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from memlib.config import DropoutConfig
 from memlib.cross_validation import plan_cross_validation
+from memlib.datasets import load_dataset
 from memlib.experiments import (
     CriticalUnitsConfig,
     CrossValidationConfig,
@@ -17,9 +20,12 @@ from memlib.layer_groups import layer_groups
 from memlib.models import build_model
 from memlib.results import create_results
 from memlib.runs import perform_run
+from memlib.schemas import SCHEMAS
 from sweeps.costs import run_cost, task_cost
+from sweeps.full_paper import main
+from sweeps.plan import load_preset, plan_runs, with_axes
 from sweeps.preflight import load_datasets as load
-from sweeps.wanted import still_to_do
+from sweeps.wanted import ToDo, done_units, still_to_do
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,79 @@ def test_a_fold_is_planned_as_plain_steps_on_the_others_and_two_evaluations_of_a
     forward = run_cost(small_run, digits).flops / (3 * 5 * 200 + 5 * 260)
     passes = [task_cost(t, digits).flops / forward for t in (task, one_epoch)]
     assert passes == pytest.approx([3 * 3 * 150 + 2 * 200 + 50, 3 * 150 + 2 * 200 + 50])
+
+
+@pytest.mark.parametrize(
+    "table", ["epochs", "gradients", "dynamics", "examples", "runs", "dropout", "forgotten_images"]
+)
+def test_a_run_whose_file_was_deleted_is_wanted_again(table, digits, small_run, tmp_path):
+    store = create_results(tmp_path)
+    run = replace(
+        small_run,
+        dropout=DropoutConfig(kind="example_tied", p_gen=0.5, p_mem=0.5),
+        training=replace(small_run.training, epochs=1),
+    )
+    perform_run(run, digits, store, device=torch.device("cpu"))
+    assert still_to_do({run: ExperimentsConfig()}, store).runs == []
+    store.compact()
+    (path,) = (tmp_path / table).iterdir()
+    path.unlink()
+    assert still_to_do({run: ExperimentsConfig()}, store).runs == [run]
+
+
+def test_a_unit_is_done_when_all_its_tables_are_there(tmp_path):
+    store = create_results(tmp_path)
+    store.write("critical_units", "u", SCHEMAS["critical_units"].empty_table().drop_columns(["unit_id"]))
+    assert done_units(store)["critical_units"] == set()
+    store.write("removed_units", "u", SCHEMAS["removed_units"].empty_table().drop_columns(["unit_id"]))
+    assert done_units(store)["critical_units"] == {"u"}
+
+
+def write_images(folder, *, shade):
+    """A folder data set of 5 x 8 squares of 12 x 12, brighter by `shade`."""
+    for label in range(5):
+        place = folder / "train" / f"class {label}"
+        place.mkdir(parents=True, exist_ok=True)
+        for i in range(8):
+            Image.new("L", (12, 12), 40 * label + i + shade).save(place / f"{i}.png")
+
+
+def test_experiments_on_a_finished_run_are_refused_on_other_images(tmp_path, capsys):
+    name, overrides = f"folder:{tmp_path / 'images'}", {"epochs": 1, "batch_size": 8, "precision": "float32"}
+    write_images(tmp_path / "images", shade=0)
+    axes = {"datasets": [name], "dropouts": ["none"], "seeds": [0]}
+    (run,) = plan_runs(
+        with_axes(load_preset("quick"), axes), {"training": overrides, "model": {"width": 0.0625}}, experiments=[]
+    )
+    results = tmp_path / "results"
+    perform_run(run, load_dataset(name), create_results(results), device=torch.device("cpu"))
+    command = [
+        "--preset",
+        "quick",
+        "--datasets",
+        name,
+        "--dropouts",
+        "none",
+        "--seeds",
+        "0",
+        "--set",
+        "model.width=0.0625",
+    ]
+    for key, value in overrides.items():
+        command += ["--set", f"training.{key}={value}"]
+    command += ["--results", str(results)]
+    assert main([*command, "--experiments"]) == 0
+    assert "1 runs wanted, 1 done" in capsys.readouterr().out
+    write_images(tmp_path / "images", shade=1)
+    assert main([*command, "--experiments", "rewinding"]) == 2
+    printed = capsys.readouterr()
+    assert "holds runs on other images that were also called folder:" in printed.out + printed.err
+
+
+def test_a_finished_run_that_lacks_a_state_is_told_apart_from_a_new_one(digits, small_run, tmp_path):
+    store, run = create_results(tmp_path), replace(small_run, training=replace(small_run.training, epochs=1))
+    perform_run(run, digits, store, device=torch.device("cpu"))
+    new = replace(run, seed=1)
+    assert still_to_do({run: ExperimentsConfig(), new: ExperimentsConfig()}, store) == ToDo([new], [], ())
+    store.storage.delete(f"checkpoints/{run.run_id}/epoch-0000.safetensors")
+    assert still_to_do({run: ExperimentsConfig(), new: ExperimentsConfig()}, store) == ToDo([run, new], [], (run,))
