@@ -138,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"see {_relative(Path(given.figures) / 'index.md')}\n"
         )
         return 1
+    if not results.failed_units.is_empty():
+        n_failed, where = count(results.failed_units.height, "unit"), _relative(Path(given.figures) / "index.md")
+        sys.stderr.write(f"{n_failed} of experiments failed and are in no figure; see {where}\n")
     sys.stdout.write("".join(f"{_relative(path)}\n" for path in paths))
     return 0
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from analysis.captions import count
 from analysis.drawn import Drawn, Skipped
 from analysis.load import Results
@@ -16,6 +18,7 @@ from memlib.errors import InputError
 INDEX = "index.md"
 _MARK = "<!-- Written by analysis/figures.py; the next call writes it anew. -->"
 _ENDINGS = ("png", "pdf", "md", "tex")
+_RUN = ("dataset", "model", "setting", "seed")
 _PICTURE = re.compile(r"^!\[[^]]*\]\(([A-Za-z0-9.=+_-]+)\.png\)$", re.MULTILINE)
 
 
@@ -77,15 +80,34 @@ def write_index(folder: Path, sections: Sequence[Section], skipped: Sequence[Ski
         parts.append(
             f"## Failed runs\n\nNot in any figure; {results.command} tries them again.\n\n{_failures(results)}"
         )
+    if not results.failed_units.is_empty():
+        parts.append(
+            "## Failed experiments\n\nFigures show the other units of the same runs, if any; "
+            f"{results.command} tries these again.\n\n{_failed_units(results)}"
+        )
     path = folder / INDEX
     path.write_text("\n".join(parts), encoding="utf-8")
     return path
 
 
 def _failures(results: Results) -> str:
-    rows = results.failed.select("dataset", "model", "setting", "seed", "error").iter_rows()
+    rows = results.failed.select(*_RUN, "error").iter_rows()
+    return "".join(f"- {_spell_run(*run)}: {_spell_error(error)}\n" for *run, error in rows)
+
+
+def _failed_units(results: Results) -> str:
+    """Return a line a run and experiment, with how many units failed and the first one's error."""
+    by = [*_RUN, "experiment"]
+    found = results.failed_units.group_by(by).agg(pl.len(), pl.col("error").first()).sort(by)
     return "".join(
-        f"- {', '.join(part for part in (dataset, model, setting) if part)}, seed {seed}: "
-        f"{' '.join((error or 'no error recorded').split())}\n"
-        for dataset, model, setting, seed, error in rows
+        f"- {_spell_run(*run)}: {count(n, 'unit')} of {experiment}: {_spell_error(error)}\n"
+        for *run, experiment, n, error in found.iter_rows()
     )
+
+
+def _spell_run(dataset: str, model: str, setting: str, seed: int) -> str:
+    return f"{', '.join(part for part in (dataset, model, setting) if part)}, seed {seed}"
+
+
+def _spell_error(error: str | None) -> str:
+    return " ".join((error or "no error recorded").split())

@@ -38,6 +38,11 @@ class Results:
     _computed: dict[Callable[[Results], pl.DataFrame], pl.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
+    def failed_units(self) -> pl.DataFrame:
+        """The units of experiments on finished runs that failed, each with its error."""
+        return self.collect(self.scan("units").filter(status="failed"))
+
+    @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The groups of finished runs that may be averaged."""
         return find_cells(self.runs)

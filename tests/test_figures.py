@@ -43,6 +43,7 @@ from memlib.config import (
 )
 from memlib.errors import InputError
 from memlib.results import ResultStore, create_results
+from memlib.schemas import table_from_rows
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = Options()
@@ -500,3 +501,17 @@ def test_the_script_runs_from_the_repository_root_and_loads_neither_torch_nor_ra
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].endswith("f/figure2-digits-resnet9.png")
+
+
+def test_units_of_experiments_that_failed_are_listed_and_counted(store, tmp_path, monkeypatch, capsys):
+    config = make_config(seed=0)
+    add_everything(store, config)
+    for unit, error in (("1", None), ("2", "out of\nmemory"), ("3", "out of\nmemory")):
+        row = {"run_id": config.run_id, "experiment": "critical_units", "settings": "{}", "code_version": "0"}
+        row |= {"device": "cpu", "seconds": 1.0, "status": "failed" if error else "done", "error": error}
+        store.write("units", unit, table_from_rows("units", [row]))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--only", "figure5"]) == 0
+    assert "2 units of experiments failed and are in no figure; see figures/index.md" in capsys.readouterr().err
+    listed = (tmp_path / "figures" / "index.md").read_text()
+    assert "- digits, resnet9, seed 0: 2 units of critical_units: out of memory\n" in listed
