@@ -169,13 +169,15 @@ def _unless(codes: tuple[str, ...], call: Callable[..., object], arguments: dict
             raise
 
 
-def _groups(ec2: Client) -> list[dict[str, Any]]:
-    return ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [NAME]}])["SecurityGroups"]
+def _groups(ec2: Client, vpc: str | None = None) -> list[dict[str, Any]]:
+    """Return the groups of our name: in that network, or in any."""
+    filters = [{"Name": "group-name", "Values": [NAME]}, *([{"Name": "vpc-id", "Values": [vpc]}] if vpc else [])]
+    return ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
 
 
 def _make_group(ec2: Client, source: str, vpc: str | None) -> str:
     """Return the group with exactly two rules: SSH from `source`, and everything among its own members."""
-    groups = _groups(ec2)
+    groups = _groups(ec2, vpc)
     if groups:
         group, rules = groups[0]["GroupId"], groups[0]["IpPermissions"]
     else:

@@ -109,3 +109,13 @@ def test_a_door_open_to_many_is_refused_before_anything_is_made(aws, capsys, sou
     assert prepare(aws, source) == 2
     assert said in capsys.readouterr().err
     assert group() == []
+
+
+def test_a_network_that_is_named_gets_a_group_of_its_own(aws):
+    prepare(aws)
+    (default,) = group()
+    vpc = boto3.client("ec2", "us-east-1").create_vpc(CidrBlock="10.1.0.0/16")["Vpc"]["VpcId"]
+    for _ in range(2):
+        options = ["prepare", "--bucket", "memlib-test", "--from", "203.0.113.7", "--image", IMAGE, "--vpc", vpc]
+        assert aws(*options) == 0
+        assert sorted(found["VpcId"] for found in group()) == sorted([default["VpcId"], vpc])
