@@ -31,7 +31,7 @@ from memlib.config import RunConfig, build_config, config_to_json
 from memlib.experiments import CriticalUnitsConfig, ExperimentsConfig
 from memlib.results import ResultStore, create_results
 from memlib.schemas import table_from_rows
-from memlib.tasks import plan_tasks
+from memlib.tasks import TABLES, plan_tasks
 from memlib.units import Task
 from sweeps.wanted import still_to_do
 
@@ -95,12 +95,14 @@ def plan_all(wanted: Mapping[RunConfig, ExperimentsConfig]) -> list[Task]:
 
 
 def fill(store: ResultStore, wanted: Mapping[RunConfig, ExperimentsConfig], tasks: Sequence[Task]) -> None:
-    """Write what finished runs and units leave: their rows in `runs`, `gradients`, `units` and their experiment."""
+    """Write what finished runs and units leave: a row in each of their tables, of `gradients` one a layer group."""
     for run in wanted:
         facts = {"run_id": run.run_id}
         group = {"epoch": 1, "clean_norm": 1.0, "noisy_norm": 1.0, "total_norm": 1.0, "cosine": 0.0, "n_parameters": 1}
         rows = [{**facts, **group, "group": name, "group_index": i} for i, name in enumerate(GROUPS)]
         store.write("gradients", run.run_id, table_from_rows("gradients", rows))
+        for table in ("epochs", "dynamics", "examples"):
+            store.write(table, run.run_id, table_from_rows(table, [facts]))
         done = {**facts, "config": config_to_json(run), "status": "done", "seed": run.seed, "dataset": run.data.name}
         store.write("runs", run.run_id, table_from_rows("runs", [done]))
         for epoch in run.checkpoint_epochs:
@@ -109,7 +111,8 @@ def fill(store: ResultStore, wanted: Mapping[RunConfig, ExperimentsConfig], task
         for unit in task.units:
             row = {"run_id": task.run.run_id, "experiment": unit.experiment, "status": "done", "seconds": 1.0}
             store.write("units", unit.unit_id, table_from_rows("units", [row]))
-            store.write("critical_units", unit.unit_id, table_from_rows("critical_units", [{"example_id": 0}]))
+            for table in TABLES["critical_units"]:
+                store.write(table, unit.unit_id, table_from_rows(table, [{"example_id": 0}]))
 
 
 def submit(tasks: Sequence[Task], results: str, *, lanes: int | None = None) -> list[dict[str, float]]:

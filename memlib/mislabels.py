@@ -14,6 +14,7 @@ Every score is the higher, the more suspicious the label is. None sees the true 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,14 +70,28 @@ class Mislabels:
         rank[np.argsort(-self.score, kind="stable")] = np.arange(1, len(self.score) + 1)
         return rank
 
-    def to_table(self) -> pa.Table:
-        """Return one row an example, the most suspicious first; `suggested` is null where there is none."""
+    def to_table(self, class_names: Sequence[str] | None = None) -> pa.Table:
+        """Return one row an example, the most suspicious first; `suggested` is null where there is none.
+
+        class_names: by label; with them `assigned_name` and `suggested_name` are columns, too.
+
+        Raises:
+            InputError: a label has no name.
+        """
+        labels = {
+            "assigned": pa.array(self.assigned),
+            "suggested": pa.array(self.suggested, mask=self.suggested == NO_SUGGESTION),
+        }
+        if class_names is not None:
+            highest = int(max(self.assigned.max(), self.suggested.max()))
+            if highest >= len(class_names):
+                raise InputError(f"class_names has {len(class_names)} names and the labels go up to {highest}.")
+            labels |= {f"{which}_name": pa.array(class_names).take(column) for which, column in labels.items()}
         table = pa.table(
             {
                 "rank": self.rank,
                 "example_id": self.example_ids,
-                "assigned": self.assigned,
-                "suggested": pa.array(self.suggested, mask=self.suggested == NO_SUGGESTION),
+                **labels,
                 "score": self.score,
                 "is_label_issue": self.is_label_issue,
                 "method": [self.method] * len(self.score),

@@ -106,10 +106,17 @@ def test_judging_without_torch_equals_judging_with_it(n_classes, n, seed):
 def test_the_table_lists_the_most_suspicious_first_with_no_suggestion_where_there_is_none():
     subjects = subjects_of(np.array([4, 9, 2]), np.array([0, 1, 1]))
     score, is_issue = np.array([0.5, 2.0, 0.5]), np.array([False, True, False])
-    table = verdict("mine", "in_sample", subjects, score, np.array([0, 0, 0]), is_issue).to_table()
+    found = verdict("mine", "in_sample", subjects, score, np.array([0, 0, 0]), is_issue)
+    table = found.to_table()
     assert table["example_id"].to_pylist() == [9, 4, 2]  # equal scores in the order of the examples
     assert table["rank"].to_pylist() == [1, 2, 3]
     assert table["suggested"].to_pylist() == [0, None, 0]
+    named = found.to_table(["cat", "dog"])
+    assert named["assigned_name"].to_pylist() == ["dog", "cat", "dog"]
+    assert named["suggested_name"].to_pylist() == ["cat", None, "cat"]
+    assert named.drop_columns(["assigned_name", "suggested_name"]).equals(table)
+    with pytest.raises(InputError, match="class_names has 1 names and the labels go up to 1"):
+        found.to_table(["cat"])
 
 
 # Evaluation
