@@ -16,12 +16,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fl
     """Return the precision training uses on `device`; `auto` chooses the faster one.
 
     The answer follows from the kind of device alone, so all nodes of a kind agree and an interrupted run
-    continues as it began; a timing would not promise that.
+    continues as it began; a timing would not promise that. So a GPU that only emulates bfloat16 (a T4) is given it,
+    too: beside newer ones, which take its work over, all runs are in one precision.
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if has_fast_bfloat16(getattr(torch.cpu, "get_capabilities", dict)()) else "float32"
 
 

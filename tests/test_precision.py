@@ -54,12 +54,3 @@ def test_bfloat16_is_fast_on_amx_and_on_amds_dot_products(capabilities, fast):
 def test_a_precision_that_is_asked_for_is_taken_and_auto_is_the_same_every_time():
     assert [resolve_precision(p, CPU) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
     assert len({resolve_precision("auto", CPU) for _ in range(3)}) == 1
-
-
-@pytest.mark.parametrize(("native", "taken"), [(True, "bfloat16"), (False, "float32")])
-def test_a_gpu_that_only_emulates_bfloat16_is_not_faster_in_it(native, taken, monkeypatch):
-    def supported(including_emulation=True):  # as torch answers for a T4: yes, in emulation
-        return including_emulation or native
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert resolve_precision("auto", torch.device("cuda")) == taken
