@@ -177,11 +177,11 @@ def _groups(ec2: Client, vpc: str | None = None) -> list[dict[str, Any]]:
 
 def _make_group(ec2: Client, source: str, vpc: str | None) -> str:
     """Return the group with exactly two rules: SSH from `source`, and everything among its own members."""
+    vpc = vpc or _default_vpc(ec2)
     groups = _groups(ec2, vpc)
     if groups:
         group, rules = groups[0]["GroupId"], groups[0]["IpPermissions"]
     else:
-        vpc = vpc or _default_vpc(ec2)
         group = ec2.create_security_group(GroupName=NAME, Description="SSH from one place", VpcId=vpc)["GroupId"]
         rules = []
     if rules:
