@@ -30,6 +30,7 @@ _UNITS_KEY = b"memlib_units"
 _MARKER = "memlib-results.json"
 _COMPACT = "compact-"
 _ROW_GROUP = 2**17  # rows; readers skip the groups whose runs they do not want
+_DELETED_AT_ONCE = 1000  # files between two looks at what was written anew
 _LISTINGS = 5  # tried before a file that is gone is an error
 _MANY_ROWS = 50_000  # from here on the columns of a file are read by several threads
 
@@ -66,7 +67,8 @@ class ResultStore:
         """
         schema = schema_of(table)
         wanted = list(columns or schema.names)
-        return _relisting(lambda: pa.concat_tables([schema.empty_table().select(wanted), *self._pieces(table, wanted)]))
+        empty = schema.empty_table().select(wanted)
+        return _relisting(lambda: pa.concat_tables([empty, *(rows for rows, _ in self._pieces(table, wanted))]))
 
     def files(self, table: str) -> list[str]:
         """Return the paths of a table's files in its storage: where a unit is in several, the first of them holds."""
@@ -121,7 +123,8 @@ class ResultStore:
         one is removed, and a file written meanwhile stays and wins.
 
         Raises:
-            InputError: a file is damaged or of another schema version.
+            InputError: a file is damaged or of another schema version, or another process compacts the same table;
+                nothing is lost then.
         """
         return {table: self._compact_table(table) for table in SCHEMAS}
 
@@ -130,18 +133,20 @@ class ResultStore:
         if len(names) < 2:
             return len(names)
         written = self.storage.modified(table)
+        pieces = _relisting(lambda: list(self._pieces(table, schema_of(table).names)))
+        merged = _to_parquet(pa.concat_tables([rows for rows, _ in pieces]), units=set().union(*(u for _, u in pieces)))
         last = max((int(n[len(_COMPACT) :][:6]) for n in names if n.startswith(_COMPACT)), default=0)
-        rows, units = self.read(table), self.units(table)
-        merged = _to_parquet(rows, units=units)
-        # Of two compactions at once each writes a file of its own, and neither removes the other's.
-        self.storage.write(f"{table}/{_COMPACT}{last + 1:06d}-{uuid.uuid4().hex[:8]}.parquet", merged)
-
-        def delete_unchanged(name: str) -> None:
-            if self.storage.modified_at(f"{table}/{name}") == written[name]:
-                self.storage.delete(f"{table}/{name}")
-
+        own = f"{_COMPACT}{last + 1:06d}-{uuid.uuid4().hex[:8]}.parquet"
+        self.storage.write(f"{table}/{own}", merged)
+        if any(name.startswith(_COMPACT) for name in set(self.storage.names(table)) - {own, *names}):
+            self.storage.delete(f"{table}/{own}")  # which of two would be the newer one cannot be told
+            raise InputError(f"{self._where(table)} is being compacted by another process; run this when it has ended.")
         with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(delete_unchanged, names))
+            for start in range(0, len(names), _DELETED_AT_ONCE):
+                now = self.storage.modified(table)
+                batch = [name for name in names[start : start + _DELETED_AT_ONCE] if name in now]
+                unchanged = [f"{table}/{name}" for name in batch if now[name] == written.get(name)]
+                list(pool.map(self.storage.delete, unchanged))
         return len(names)
 
     def _newest_first(self, table: str) -> list[str]:
@@ -159,15 +164,15 @@ class ResultStore:
             raise self.damaged(path, error) from error
         return self.units_in(path, schema.metadata)
 
-    def _pieces(self, table: str, columns: list[str]) -> Iterator[pa.Table]:
-        """Yield each file's rows, without those that an earlier file holds anew."""
+    def _pieces(self, table: str, columns: list[str]) -> Iterator[tuple[pa.Table, set[str]]]:
+        """Yield each file's rows, without those that an earlier file holds anew, and the units it holds."""
         with_unit, seen = [*dict.fromkeys(["unit_id", *columns])], set()
         with ThreadPoolExecutor(READERS) as pool:
             for rows, units in pool.map(lambda path: self._read_file(table, path, with_unit), self.files(table)):
                 if seen & units:
                     rows = rows.filter(~pc.field("unit_id").isin(sorted(seen & units)))
                 seen |= units
-                yield rows.select(columns)
+                yield rows.select(columns), units
 
     def _read_file(self, table: str, path: str, columns: list[str]) -> tuple[pa.Table, set[str]]:
         file = self._open(path, self.storage.read(path))

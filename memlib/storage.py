@@ -75,12 +75,18 @@ class Storage:
         """Return the content of `path`; raises FileNotFoundError if there is none."""
         return self._insist(lambda: self._read(f"{self.root}/{path}"))
 
-    def read_parts(self, path: str, read: Callable[[NativeFile], T]) -> T:
-        """Return what `read` makes of the open file, of which only what it asks for is fetched; raises as `read`."""
+    def read_parts(self, path: str, parse: Callable[[NativeFile], T]) -> T:
+        """Return what `parse` makes of the open file, of which only what it asks for is fetched; raises as `read`."""
+        target = f"{self.root}/{path}"
 
         def opened() -> T:
-            with self.filesystem.open_input_file(f"{self.root}/{path}") as source:
-                return read(source)
+            with self.filesystem.open_input_file(target) as source:
+                try:
+                    return parse(source)
+                except OSError as error:
+                    if self._size(target) is None:
+                        raise FileNotFoundError(target) from error
+                    raise
 
         return self._insist(opened)
 
@@ -99,10 +105,6 @@ class Storage:
     def modified(self, folder: str) -> dict[str, int]:
         """Return when each file in `folder` was last written, in nanoseconds, by name."""
         return {name: info.mtime_ns for name, info in self._files(folder).items()}
-
-    def modified_at(self, path: str) -> int | None:
-        """Return when the file was last written, in nanoseconds; None if there is none."""
-        return self._insist(lambda: self.filesystem.get_file_info(f"{self.root}/{path}")).mtime_ns
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file at `path`."""

@@ -1,12 +1,12 @@
 """Results on an object store, against a real S3 server process: whole, listed in full, with few requests."""
 
+import copy
+import itertools
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyarrow import fs
@@ -92,30 +92,51 @@ def test_a_small_file_costs_one_request_to_write_and_a_file_of_any_size_three_to
         assert [method for method, _ in made] == ["HEAD", "GET", "HEAD"]
 
 
-def test_a_file_that_is_replaced_and_removed_again_and_again_is_read_whole_or_is_not_there(server):
-    storage, writer = open_storage(server.uri("replaced")), open_storage(server.uri("replaced"))
-    ended, read, missing = threading.Event(), set(), 0
+class Meddling:
+    """A file system whose files somebody changes between a reader's question for their size and its reading."""
 
-    def replace():
-        while not ended.is_set():
-            for size in (1, 2, 30, 20):
-                writer.write("x", bytes([size]) * size)
-                time.sleep(0.01)
-            writer.delete("x")
+    def __init__(self, filesystem, meddle):
+        self._filesystem, self._meddle = filesystem, meddle
 
-    with ThreadPoolExecutor(1) as pool:
-        replacing = pool.submit(replace)
-        try:
-            for _ in range(300):
-                try:
-                    read.add(storage.read("x"))
-                except FileNotFoundError:
-                    missing += 1
-        finally:
-            ended.set()
-        replacing.result()
-    assert read == {bytes([size]) * size for size in (1, 2, 30, 20)}
-    assert missing
+    def __getattr__(self, name):
+        return getattr(self._filesystem, name)
+
+    def open_input_file(self, path):
+        opened = self._filesystem.open_input_file(path)
+        self._meddle()
+        return opened
+
+
+def meddled_with(storage, meddle):
+    """The storage on such a file system, which is none by type."""
+    found = copy.copy(storage)
+    object.__setattr__(found, "filesystem", Meddling(storage.filesystem, meddle))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3, 300])
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(server, size):
+    storage, times = open_storage(server.uri("replaced")), itertools.count()
+    storage.write("x", b"old" * 10)
+    meddled = meddled_with(storage, lambda: next(times) or storage.write("x", b"n" * size))
+    assert meddled.read("x") == b"n" * size
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_not_there(server):
+    storage = open_storage(server.uri("removed"))
+    meddled = meddled_with(storage, lambda: storage.delete("x"))
+    for read in (meddled.read, lambda path: meddled.read_parts(path, lambda source: source.read())):
+        storage.write("x", b"old" * 10)
+        with pytest.raises(FileNotFoundError):
+            read("x")
+
+
+def test_a_file_that_never_rests_is_an_error_and_no_part_of_it(server):
+    storage, sizes = open_storage(server.uri("restless")), itertools.count(1)
+    storage.write("x", b"old")
+    meddled = meddled_with(storage, lambda: storage.write("x", bytes(next(sizes) * 10)))
+    with pytest.raises(OSError, match="was replaced or removed while it was read, 30 times"):
+        meddled.read("x")
 
 
 def test_a_store_that_refuses_for_a_while_is_waited_for_and_both_are_said(server):

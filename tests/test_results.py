@@ -158,21 +158,26 @@ def test_reading_results_that_are_not_there_says_what_to_run(tmp_path):
         open_results(tmp_path / "nothing")
 
 
-def test_two_compactions_at_once_lose_no_row(tmp_path, monkeypatch):
-    store, write = create_results(tmp_path), Storage.write
+@pytest.mark.parametrize("moment", ["modified", "_read", "write"])
+def test_of_two_compactions_at_once_the_later_one_withdraws_and_no_row_is_lost(tmp_path, monkeypatch, moment):
+    store, original = create_results(tmp_path), getattr(Storage, moment)
     for unit in "ab":
         store.write("epochs", unit, epochs(unit, [0.1]))
 
-    def write_after_another(storage, path, data):
+    def after_another(storage, *arguments):
         monkeypatch.undo()
+        store.write("epochs", "b", epochs("b", [0.5]))
         store.write("epochs", "c", epochs("c", [0.9]))
         store.compact()
-        write(storage, path, data)
+        return original(storage, *arguments)
 
-    monkeypatch.setattr(Storage, "write", write_after_another)
-    store.compact()
-    assert sorted(store.read("epochs")["accuracy"].to_pylist()) == [0.1, 0.1, 0.9]
-    assert store.units("epochs") == set("abc")
+    monkeypatch.setattr(Storage, moment, after_another)
+    with pytest.raises(InputError, match="epochs is being compacted by another process; run this when it has ended"):
+        store.compact()
+    for _ in range(2):
+        assert sorted(store.read("epochs")["accuracy"].to_pylist()) == [0.1, 0.5, 0.9]
+        assert store.units("epochs") == set("abc")
+        store.compact()
 
 
 @pytest.mark.parametrize("look", ["read", "units"])
