@@ -24,7 +24,7 @@ from memlib.models import build_model
 from memlib.pruning import model_size
 from memlib.results import ResultStore, create_results
 from memlib.runs import build_network, holdings, is_finished, perform_run
-from memlib.tasks import EXPERIMENTS, perform_task, plan_tasks
+from memlib.tasks import EXPERIMENTS, done_units, perform_task, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import load_preset, plan_runs, with_axes
 
@@ -64,7 +64,7 @@ def perform_main(dataset_name: str, seed: int, sizes: Sizes, device: torch.devic
     store = _continued(run, folder)
     trained = _train(run, dataset, store, device)
     tasks = plan_tasks(run, wanted, layer_groups(build_network(run, dataset)).names)
-    done = {name: store.units(name) for name in EXPERIMENTS}
+    done = {name: done_units(store, name) for name in EXPERIMENTS}
     longest: dict[str, float] = {}
     for task in missing_tasks(tasks, done):
         places.check(longest.get(task.experiment, 0.0), what=f"{folder.name}, a task of {task.experiment}")

@@ -63,6 +63,10 @@ class CheckpointFolder:
         """Return the epochs that were kept, in order."""
         return _kept(self.storage.names(self._folder))
 
+    def is_under_way(self) -> bool:
+        """Return whether there is a state that an unfinished run would continue from."""
+        return self.storage.exists(f"{self._folder}/{LAST}")
+
     def save_last(self, checkpoint: Checkpoint) -> None:
         """Replace what the unfinished run continues from."""
         self._save(LAST, checkpoint)

@@ -195,11 +195,22 @@ def holdings(store: ResultStore) -> Holdings:
     return Holdings(store.finished_runs(), written, kept_epochs(store.storage))
 
 
+def own_holdings(config: RunConfig, store: ResultStore) -> Holdings:
+    """Return what the store holds of one run in files of its own; what was merged with others' is not seen."""
+    run_id, folder = config.run_id, CheckpointFolder(store.storage, config.run_id)
+    if all(row["status"] != "done" for row in store.rows_of("runs", run_id)):
+        return Holdings(set(), {}, {})
+    written = {t: {run_id} if store.storage.exists(f"{t}/{run_id}.parquet") else set() for t in _tables_of(config)}
+    return Holdings({run_id}, written, {} if folder.is_under_way() else {run_id: folder.epochs()})
+
+
 def is_finished(config: RunConfig, held: Holdings) -> bool:
     """Return whether the run is done, all its tables are there, and every state `config` asks for was kept."""
     kept = held.kept.get(config.run_id, ())
+    if config.run_id not in held.done:
+        return False
     is_written = all(config.run_id in held.written[table] for table in _tables_of(config))
-    return config.run_id in held.done and is_written and set(config.checkpoint_epochs) <= set(kept)
+    return is_written and set(config.checkpoint_epochs) <= set(kept)
 
 
 def _tables_of(config: RunConfig) -> tuple[str, ...]:

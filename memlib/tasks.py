@@ -86,12 +86,17 @@ def perform_task(
         store.write(unit.experiment, unit.unit_id, table_from_rows(unit.experiment, tables[unit.experiment]))
 
 
+def done_units(store: ResultStore, experiment: str) -> set[str]:
+    """Return the ids of an experiment's units whose every table is there."""
+    return set.intersection(*(store.units(table) for table in TABLES.get(experiment, (experiment,))))
+
+
 def record_unit_failure(task: Task, store: ResultStore, *, device: torch.device | None, error: str) -> None:
     """Write a row with status `failed` and the reason for every unit of the task that is not done.
 
     The next sweep tries them again.
     """
-    done = store.units(task.experiment)
+    done = done_units(store, task.experiment)
     for unit in task.units:
         if unit.unit_id not in done:
             record_unit(unit, store, device=device, seconds=None, error=error)

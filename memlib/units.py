@@ -1,7 +1,7 @@
 """Units of work on a finished run, and what is still missing; no torch.
 
 A unit is the smallest thing that is done or not: its id hashes its run and its settings, its rows are
-one file of its experiment's table, and it is done when that file is there. A task is what one process
+one file of each of its experiment's tables, and it is done when those files are there. A task is what one process
 computes at once: the units of one run that share their work.
 """
 

@@ -36,7 +36,7 @@ from sweeps.plan import (
 )
 from sweeps.preflight import check_images, check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
-from sweeps.wanted import ToDo, done_units, still_to_do
+from sweeps.wanted import ToDo, done_by_experiment, still_to_do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         check_images(runs, datasets, store)
         names = check_runs(to_do.runs, datasets)
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
-        done = done_units(store)
+        done = done_by_experiment(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}
         _warn_of_earlier_networks(to_do.repeated, store, console)
         capacity = capacity or join_ray(options, console)
@@ -92,10 +92,13 @@ def _describe_to_do(to_do: ToDo, n_wanted: int, options: argparse.Namespace, con
 
 def _warn_of_earlier_networks(repeated: Sequence[RunConfig], store: ResultStore, console: Console) -> None:
     ids = {run.run_id for run in repeated}
-    n_units = sum(row in ids for row in store.read("units", columns=["run_id"])["run_id"].to_pylist()) if ids else 0
+    columns = ["run_id", "experiment", "status"]
+    rows = store.read("units", columns=columns).to_pylist() if ids else []
+    on_networks = [row for row in rows if row["status"] == "done" and row["experiment"] != "cross_validation"]
+    n_units = sum(row["run_id"] in ids for row in on_networks)
     if n_units:
         console.print(
-            f"note: {len(repeated)} finished runs are trained again, to keep more states; {n_units} units of "
+            f"note: {len(repeated)} finished runs lack a state or a table and are trained again; {n_units} units of "
             "experiments on them stay as they are. Where training does not repeat to the bit (GPUs, other numbers of "
             "threads, another commit) those are of the earlier networks: give another --results there."
         )

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from memlib.checkpoints import CheckpointFolder
 from memlib.config import RunConfig, config_from_json
 from memlib.datasets import Dataset
 from memlib.results import ResultStore
@@ -115,7 +116,8 @@ def _search_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: s
     def work(run: RunConfig, device: torch.device) -> None:
         store = open_patiently(results, report_note)
         rows = store.rows_of(TABLE, trial_unit(run).unit_id)
-        if rows and not rows[0]["stopped_early"]:  # its process was lost after its last line
+        if rows and not rows[0]["stopped_early"]:  # its process was lost after its last line, or just before
+            CheckpointFolder(store.storage, trial_unit(run).unit_id).delete_last()
             return
         dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
         perform_trial(run, dataset, store, device=device, on_epoch=report_epoch)

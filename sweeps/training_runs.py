@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from memlib.config import RunConfig, config_from_json, config_to_json
-from memlib.runs import holdings, is_finished, perform_run, record_failure
+from memlib.runs import is_finished, own_holdings, perform_run, record_failure
 from memlib.training_state import EpochRecord
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code
@@ -185,16 +185,15 @@ def _train_trial(trial: dict[str, str], *, datasets: dict[str, Any], results: st
     """Perform one run in a Tune trial; an error of its own is recorded and reported, and not tried again."""
 
     def work(run: RunConfig, device: torch.device) -> None:
+        store = open_patiently(results, report_note)
+        if is_finished(run, own_holdings(run, store)):  # its process was lost after its last line
+            return
         with scalar_writer(results, run.run_id, enabled=tensorboard) as write_scalars:
 
             def report(record: EpochRecord) -> None:
                 write_scalars(record)
                 report_epoch(record)
 
-            store = open_patiently(results, report_note)
-            says_done = any(row["status"] == "done" for row in store.rows_of("runs", run.run_id))
-            if says_done and is_finished(run, holdings(store)):  # its process was lost after its last line
-                return
             dataset = from_arrays(ray.get(datasets[dataset_key(run)]))
             perform_run(run, dataset, store, device=device, on_epoch=report)
 

@@ -21,7 +21,7 @@ from memlib.checkpoints import CheckpointFolder
 from memlib.datasets import Dataset
 from memlib.prefixes import State
 from memlib.results import ResultStore
-from memlib.tasks import perform_task, record_unit_failure
+from memlib.tasks import done_units, perform_task, record_unit_failure
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code
@@ -162,7 +162,7 @@ class TaskPool:
     def _repeat(self, attempt: Attempt) -> None:
         """Queue again what the lost process had not written yet."""
         store = open_patiently(self._results, lambda text: self._progress.task_note(attempt.task, text))
-        done = {attempt.task.experiment: store.units(attempt.task.experiment)}
+        done = {attempt.task.experiment: done_units(store, attempt.task.experiment)}
         for left in missing_tasks([attempt.left], done):
             self._waiting.appendleft(Attempt(attempt.task, left, attempt.number + 1))
             return

@@ -14,7 +14,7 @@ from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
 from memlib.runs import holdings, is_finished
-from memlib.tasks import TABLES, asks_for_groups, plan_tasks
+from memlib.tasks import asks_for_groups, done_units, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import EXPERIMENTS
 from sweeps.preflight import load_datasets, network_groups
@@ -24,7 +24,7 @@ from sweeps.preflight import load_datasets, network_groups
 class ToDo:
     """Runs to train, and tasks on the runs that are finished already.
 
-    repeated: those of `runs` that were done before, and are to keep more states or lack a table.
+    repeated: those of `runs` that were done before, and lack a state or a table or are being trained again.
     """
 
     runs: list[RunConfig]
@@ -46,12 +46,12 @@ def still_to_do(wanted: Mapping[RunConfig, ExperimentsConfig], store: ResultStor
     names = _group_names(store, [run for run, asked in trained.items() if asks_for_groups(asked)], root)
     tasks = [task for run, asked in trained.items() for task in plan_tasks(run, asked, names.get(run, ()))]
     repeated = tuple(run for run in runs if run.run_id in held.done)
-    return ToDo(runs, missing_tasks(tasks, done_units(store)), repeated)
+    return ToDo(runs, missing_tasks(tasks, done_by_experiment(store)), repeated)
 
 
-def done_units(store: ResultStore) -> dict[str, set[str]]:
-    """Return the ids of the units whose every table is there, by experiment."""
-    return {name: set.intersection(*(store.units(table) for table in TABLES[name])) for name in EXPERIMENTS}
+def done_by_experiment(store: ResultStore) -> dict[str, set[str]]:
+    """Return the ids of the units that are done, by experiment."""
+    return {name: done_units(store, name) for name in EXPERIMENTS}
 
 
 def _group_names(store: ResultStore, runs: Sequence[RunConfig], root: Path | None) -> dict[RunConfig, tuple[str, ...]]:

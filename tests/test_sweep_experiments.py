@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     checkpoint.unlink()
     code, out, err = sweep(results, *options)
     assert code == 0, out + err
-    assert re.search(r"note: 1 finished runs are trained again, to keep more states; \d+ units of", out)
+    assert re.search(r"note: 1 finished runs lack a state or a table and are trained again; \d+ units of", out)
     assert set(open_results(results).read("units")["status"].to_pylist()) == {"done"}
 
 

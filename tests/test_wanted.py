@@ -25,7 +25,7 @@ from sweeps.costs import run_cost, task_cost
 from sweeps.full_paper import main
 from sweeps.plan import load_preset, plan_runs, with_axes
 from sweeps.preflight import load_datasets as load
-from sweeps.wanted import ToDo, done_units, still_to_do
+from sweeps.wanted import ToDo, done_by_experiment, still_to_do
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_a_run_whose_file_was_deleted_is_wanted_again(table, digits, small_run, 
 def test_a_unit_is_done_when_all_its_tables_are_there(tmp_path):
     store = create_results(tmp_path)
     store.write("critical_units", "u", SCHEMAS["critical_units"].empty_table().drop_columns(["unit_id"]))
-    assert done_units(store)["critical_units"] == set()
+    assert done_by_experiment(store)["critical_units"] == set()
     store.write("removed_units", "u", SCHEMAS["removed_units"].empty_table().drop_columns(["unit_id"]))
-    assert done_units(store)["critical_units"] == {"u"}
+    assert done_by_experiment(store)["critical_units"] == {"u"}
 
 
 def write_images(folder, *, shade):
