@@ -99,6 +99,7 @@ def draw_figures(
         if name not in names:
             raise unknown("figure", name, names)
     before = _open_folder(folder)
+    results.failed_units  # noqa: B018 - the index names them: a damaged file is an error before anything is drawn
     kept = [section for section in before if only and _figure_of(section) not in only]
     options = options or Options()
     chosen = [name for name in names if not only or name in only]
@@ -126,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = load_tables(open_results(given.results))
         n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         paths, skipped = draw_figures(results, Path(given.figures), options=options, only=given.only, processes=n)
+    except FileNotFoundError as error:
+        sys.stderr.write(f"{error}: removed while it was read, as by sweeps/compact.py; run this again\n")
+        return 2
     except (InputError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -83,7 +83,7 @@ def write_index(folder: Path, sections: Sequence[Section], skipped: Sequence[Ski
     if not results.failed_units.is_empty():
         parts.append(
             "## Failed experiments\n\nFigures show the other units of the same runs, if any; "
-            f"{results.command} tries these again.\n\n{_failed_units(results)}"
+            f"a sweep that wants these tries them again.\n\n{_failed_units(results)}"
         )
     path = folder / INDEX
     path.write_text("\n".join(parts), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import polars as pl
@@ -12,10 +12,12 @@ import polars as pl
 from analysis.cells import Cell, Comparison, find_cells, find_comparisons
 from analysis.scans import scan_table
 from analysis.settings import label_settings
+from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
 
 _COMMAND = "python sweeps/full_paper.py"
 _DEFAULT_RESULTS = "results"
+_EXPERIMENTS = (*(field.name for field in fields(ExperimentsConfig)), "dropout_search")  # each has a table of its name
 # In these a run may have rows of several units of work on the same layer group or example.
 _SEVERAL_UNITS = ("retraining", "critical_units", "removed_units")
 
@@ -39,8 +41,20 @@ class Results:
 
     @cached_property
     def failed_units(self) -> pl.DataFrame:
-        """The units of experiments on finished runs that failed, each with its error."""
-        return self.collect(self.scan("units").filter(status="failed"))
+        """The units of experiments on finished runs that failed, each with its error.
+
+        Which they are is told by listing: only the rows of units without a file of their experiment are read.
+        """
+        done = set[str]().union(*(self.store.units(experiment) for experiment in _EXPERIMENTS))
+        not_done = sorted(self.store.units("units") - done)
+        rows = [row for unit in not_done for row in self.store.rows_of("units", unit)]
+        merged = set(not_done) - {row["unit_id"] for row in rows}
+        if merged:
+            wanted = self._rows("units").filter(pl.col("unit_id").is_in(sorted(merged)))
+            rows += self.collect(wanted).to_dicts()
+        found = pl.DataFrame(rows, schema=self._rows("units").collect_schema())
+        facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
+        return found.filter(status="failed").join(facts, on="run_id")
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

@@ -125,7 +125,7 @@ def find_mislabels_by_dynamics(
     *,
     example_ids: Int[np.ndarray, " _"],
     epochs: Int[np.ndarray, " _"],
-    logits: Float[np.ndarray, ...],
+    logits: Float[np.ndarray, " *_"],
     labels: Int[np.ndarray, " _"],
 ) -> dict[str, Mislabels]:
     """Return the verdicts `aum`, `forgetting_events` and `loss`, by method, from logits recorded in any training.

@@ -47,7 +47,7 @@ STEPS_BETWEEN_CHECKS = 16  # for a loss that is no longer finite: each check wai
 
 
 class Diverged(ArithmeticError):
-    """The loss became infinite or not a number; the message says when and which settings to change."""
+    """The loss or the network became infinite or not a number; the message says when and which settings to change."""
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
     `training.evaluate_every` names, and there are no dynamics.
 
     Raises:
-        Diverged: the loss is no longer finite.
+        Diverged: the loss or the network is no longer finite.
         InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
@@ -237,8 +237,9 @@ def _is_finite(model: nn.Module) -> bool:
 def _diverged(epoch: int, config: RunConfig) -> Diverged:
     settings = config.training
     return Diverged(
-        f"the loss is no longer finite in epoch {epoch} of {settings.epochs}; lower training.peak_lr (now "
-        f"{settings.peak_lr}), lengthen training.warmup (now {settings.warmup}) or set training.precision to float32."
+        f"the loss or the network is no longer finite in epoch {epoch} of {settings.epochs}; lower training.peak_lr "
+        f"(now {settings.peak_lr}), lengthen training.warmup (now {settings.warmup}) or set training.precision to "
+        "float32."
     )
 
 
