@@ -2,17 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test environment bench lab-test
+.PHONY: run test lint suite environment bench lab-test
 
 run: environment
 	@$(BIN)/python sweeps/full_paper.py --preset quick; status=$$?; \
 	  [ $$status -le 1 ] && $(BIN)/python analysis/figures.py && exit $$status  # 1: a run failed, draw the others
 
 test: environment
+	@$(MAKE) --no-print-directory --jobs=2 lint suite  # side by side: Ray's sweeps leave a core idle half of the time
+
+lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+suite: environment
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # two at once, a core each
 
 lab-test: environment  # ray up on hosts in network namespaces: root, openssh-server, rsync, iproute2
