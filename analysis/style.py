@@ -52,6 +52,8 @@ REFERENCE = Stroke("#777777", "-", "", 0.8)
 SEQUENCE = "viridis"  # perceptually uniform, colour-blind safe, and in order of lightness when printed grey
 _LIGHTEST = 0.85  # of the sequence: its yellow end is too light on white
 
+_FACES = ("rm", "it", "bf", "bfit", "sf", "tt", "cal")  # of mathematical text: all are looked for, whatever is used
+
 _STYLE: Mapping[str, object] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
@@ -190,7 +192,7 @@ def use_log_scale(axes: Axes, values: Sequence[float]) -> None:
 
 def _font_settings() -> dict[str, object]:
     families = font_families()
-    powers = {f"mathtext.{face}": families[0] for face in ("rm", "it", "bf")}  # powers of ten on axes
+    powers = {f"mathtext.{face}": families[0] for face in _FACES}  # powers of ten on axes
     return {"font.family": families, "mathtext.fontset": "custom", **powers}
 
 
