@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
 from memlib.experiments import ExperimentsConfig
+from memlib.holdings import holdings, is_finished
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
 from memlib.pruning import model_size
 from memlib.results import ResultStore, create_results
-from memlib.runs import build_network, holdings, is_finished, perform_run
+from memlib.runs import build_network, perform_run
 from memlib.tasks import EXPERIMENTS, done_units, perform_task, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import load_preset, plan_runs, with_axes

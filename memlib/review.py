@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from memlib.config import config_from_json
 from memlib.datasets import load_dataset
 from memlib.errors import InputError, unknown
+from memlib.holdings import check_same_images
 from memlib.mislabels import Mislabels
 from memlib.results import ResultStore, open_results
 from memlib.review_page import MOST, review_page
 from memlib.run_mislabels import find_mislabels_of_run
-from memlib.runs import check_same_images
 
 PREFERRED = ("cleanlab", "loss_rise", "aum")  # out-of-sample evidence first: docs/mislabels.md
 

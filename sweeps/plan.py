@@ -138,6 +138,7 @@ def plan_runs(
         if name not in DROPOUTS:
             raise unknown("dropout", name, DROPOUTS)
     check_no_axis(overrides or {}, AXIS_OPTIONS)
+    named = EXPERIMENTS if experiments is None else experiments
     wanted: dict[str, tuple[RunConfig, ExperimentsConfig]] = {}
     for dropout, dataset, model, noise, seed in _combinations(preset):
         axes = {"data": {"name": dataset}, "model": {"name": model}, "noise": {"fraction": noise}, "seed": seed}
@@ -147,17 +148,21 @@ def plan_runs(
         asked = {name: settings.pop(name) for name in EXPERIMENTS if name in settings}
         run = build_config(RunConfig, settings)
         of_this = _experiments_of(preset, dropout)
-        named = EXPERIMENTS if experiments is None else experiments
         chosen = {name: table for name, table in asked.items() if name in named and name in of_this}
         wanted.setdefault(run.run_id, (run, build_config(ExperimentsConfig, chosen)))
-    for name in experiments or ():
-        if all(getattr(found, name) is None for _, found in wanted.values()):
+    _check_settings_of(experiments or (), [found for _, found in wanted.values()])
+    return dict(wanted.values())
+
+
+def _check_settings_of(experiments: Sequence[str], wanted: Sequence[ExperimentsConfig]) -> None:
+    """Raise InputError if an experiment that is asked for is wanted of no run."""
+    for name in experiments:
+        if all(getattr(found, name) is None for found in wanted):
             raise InputError(
                 f"experiment {name} is asked for, but no run that is wanted has settings for it; give one of them with "
                 f"--set {SETTING_FOR[name]}, or leave it out of --experiments (runs with dropout have their own, "
                 "in the preset's [dropout.NAME])."
             )
-    return dict(wanted.values())
 
 
 def _combinations(preset: Preset) -> list[tuple[str, str, str, float, int]]:

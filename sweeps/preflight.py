@@ -8,10 +8,11 @@ from pathlib import Path
 from memlib.config import DropoutConfig, ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
+from memlib.holdings import check_same_images
 from memlib.layer_groups import layer_groups
 from memlib.models import check_model_name
 from memlib.results import ResultStore
-from memlib.runs import build_network, check_same_images, prepare_data
+from memlib.runs import build_network, prepare_data
 
 DISK_RESERVE = 1.1  # ask for this much more than estimated
 

@@ -21,7 +21,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from memlib.config import RunConfig, config_from_json, config_to_json
-from memlib.runs import is_finished, own_holdings, perform_run, record_failure
+from memlib.holdings import is_finished, own_holdings
+from memlib.runs import perform_run, record_failure
 from memlib.training_state import EpochRecord
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code

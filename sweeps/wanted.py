@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from memlib.config import RunConfig
 from memlib.experiments import ExperimentsConfig
+from memlib.holdings import holdings, is_finished
 from memlib.results import ResultStore
-from memlib.runs import holdings, is_finished
 from memlib.tasks import asks_for_groups, done_units, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.plan import EXPERIMENTS

@@ -12,9 +12,10 @@ from memlib.batches import epoch_order, normalize, split_order
 from memlib.checkpoints import CheckpointFolder
 from memlib.config import ModelConfig, RunConfig
 from memlib.errors import InputError
+from memlib.holdings import check_same_images, holdings, is_finished
 from memlib.models import build_model
 from memlib.results import create_results
-from memlib.runs import check_same_images, holdings, is_finished, perform_run, prepare_data, record_failure
+from memlib.runs import perform_run, prepare_data, record_failure
 from memlib.schedules import learning_rate
 from memlib.storage import open_storage
 from memlib.training import Diverged, plain_step, train, training_step

@@ -13,10 +13,11 @@ from memlib.dropout_modes import predict_by_mode
 from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict_in_mode
 from memlib.example_tied_dropout import dropout_mode
+from memlib.holdings import check_same_images
 from memlib.model_selection import best_setting, controls_of, gains_on_test
 from memlib.recalibration import recalibrate
 from memlib.results import create_results
-from memlib.runs import build_network, check_same_images, perform_run, place_data, prepare_data
+from memlib.runs import build_network, perform_run, place_data, prepare_data
 from memlib.seeds import stream
 from memlib.storage import open_storage
 from memlib.training import evaluate_held_out, train
