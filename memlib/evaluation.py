@@ -5,9 +5,10 @@ Always on un-augmented images, in evaluation mode, in float32 unless asked other
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,15 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from memlib.batches import model_inputs
+from memlib.chunks import ChunkSize, run_in_chunks
 from memlib.config import Precision
 from memlib.datasets import ImageSet
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
 from memlib.precision import autocast, exact_float32
+
+T = TypeVar("T")
+
+BATCH_SIZE = 1000  # images
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +67,17 @@ def predict(
     labels: Int64[Tensor, " n"],
     *,
     device: torch.device,
-    batch_size: int = 1000,
+    batch_size: int = BATCH_SIZE,
     precision: Precision = "float32",
 ) -> Predictions:
     """Return the model's predictions for all images, judged against `labels`.
 
     uint8 images are normalized as in training; floating-point ones are taken as the model's inputs.
     The model is left in the mode it was in; images are moved to `device` batch by batch.
+    batch_size: images at once; halved where they do not fit into memory.
+
+    Raises:
+        InputError: not even one image fits into memory.
     """
     return _predict(model, (images, labels, None), device=device, batch_size=batch_size, precision=precision)
 
@@ -79,7 +89,7 @@ def predict_in_mode(
     mode: str,
     rescale: bool = False,
     device: torch.device,
-    batch_size: int = 1000,
+    batch_size: int = BATCH_SIZE,
 ) -> Predictions:
     """Return what a model with example-tied dropout predicts in a mode: `tied` (by the ids), `scaled` or `dropped`.
 
@@ -105,8 +115,15 @@ def predict_probabilities(
     model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
 ) -> Float32[Tensor, "n k"]:
     """Return the softmax of the model's logits for all images, on the CPU; otherwise like `predict`."""
-    batches = _logits(model, images, None, device=device, batch_size=1000, precision="float32")
-    return torch.cat([logits.softmax(dim=1).cpu() for logits in batches])
+    pieces = _judge_logits(
+        model,
+        (images, None),
+        lambda logits, _: logits.softmax(dim=1).cpu(),
+        device=device,
+        batch_size=BATCH_SIZE,
+        precision="float32",
+    )
+    return torch.cat(list(pieces))
 
 
 @torch.no_grad()
@@ -119,30 +136,38 @@ def _predict(
     precision: Precision,
 ) -> Predictions:
     images, labels, ids = examples
-    batches = _logits(model, images, ids, device=device, batch_size=batch_size, precision=precision)
-    parts = zip(batches, labels.split(batch_size), strict=True)
-    pieces = [_judge(logits, assigned.to(device)) for logits, assigned in parts]
+    pieces = _judge_logits(
+        model,
+        (images, ids),
+        lambda logits, chosen: _judge(logits, labels[chosen].to(device)),
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+    )
     return Predictions(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
 
 
-def _logits(
+def _judge_logits(
     model: nn.Module,
-    images: Tensor,
-    ids: Int64[Tensor, " n"] | None,
+    examples: tuple[Tensor, Int64[Tensor, " n"] | None],
+    judge: Callable[[Float32[Tensor, "b k"], slice], T],
     *,
     device: torch.device,
     batch_size: int,
     precision: Precision,
-) -> Iterator[Float32[Tensor, "b k"]]:
-    """Yield the logits of batch after batch, on the device."""
+) -> Iterator[T]:
+    """Yield, batch after batch, what `judge` makes of the logits, on the device, and of where the batch lies."""
+    images, ids = examples
+
+    def work(chosen: slice) -> T:
+        inputs = model_inputs(images[chosen], device)
+        with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
+        with autocast(precision, device):
+            logits = model(inputs, **with_ids)
+        return judge(logits.float(), chosen)
+
     with evaluation_mode(model), exact_float32(device):
-        for start in range(0, len(images), batch_size):
-            chosen = slice(start, start + batch_size)
-            inputs = model_inputs(images[chosen], device)
-            with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
-            with autocast(precision, device):
-                logits = model(inputs, **with_ids)
-            yield logits.float()
+        yield from run_in_chunks(len(images), ChunkSize(batch_size), work)
 
 
 def accuracy(

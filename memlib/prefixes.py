@@ -45,11 +45,15 @@ class Suffix:
         self, boundary: Boundary, inputs: Float[Tensor, "b ..."], state: State | None = None
     ) -> Float[Tensor, "b k"]:
         """Return the logits of the batch whose prefix outputs are `boundary`; `state` replaces tensors by name."""
-        for name, module in self.network.named_modules():
-            if isinstance(module, _Finished):
+        finished = {name: module for name, module in self.network.named_modules() if isinstance(module, _Finished)}
+        try:
+            for name, module in finished.items():
                 # A copy: what follows may write into it, and other suffixes read the same boundary.
                 module.output = boundary[name].clone() if name in self.crossing else module.unread(len(inputs))
-        return functional_call(self.network, dict(state or {}), (inputs,))
+            return functional_call(self.network, dict(state or {}), (inputs,))
+        finally:
+            for module in finished.values():
+                module.output = None
 
 
 def cut_before(
@@ -126,9 +130,9 @@ class _Finished(nn.Module):
         self._per_batch = output.shape[0] / n_examples
         self._like = torch.empty(0, dtype=output.dtype, device=output.device)
         self._shape = output.shape[1:]
-        self.output: Tensor = output
+        self.output: Tensor | None = None  # while a batch runs
 
-    def forward(self, *_args: object, **_kwargs: object) -> Tensor:
+    def forward(self, *_args: object, **_kwargs: object) -> Tensor | None:
         return self.output
 
     def unread(self, n_examples: int) -> Tensor:

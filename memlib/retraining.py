@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs, split_order, steps_per_epoch
 from memlib.checkpoints import check_state
+from memlib.chunks import ChunkSize, run_in_chunks
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
 from memlib.layer_groups import LayerGroups, check_groups, layer_groups
@@ -182,10 +184,14 @@ class _PrefixOutputs:
             return None
         self._left -= n_bytes
         kept = {name: _empty_like(output, len(images)) for name, output in few.items()}
-        for start in range(0, len(images), CHUNK_SIZE):
-            inputs = model_inputs(images[start : start + CHUNK_SIZE], trained.device)
-            for name, output in run_prefix(trained.model, trained.suffix.crossing, inputs).items():
-                kept[name][start : start + CHUNK_SIZE] = output
+
+        def work(chunk: slice) -> tuple[slice, dict[str, Tensor]]:
+            inputs = model_inputs(images[chunk], trained.device)
+            return chunk, run_prefix(trained.model, trained.suffix.crossing, inputs)
+
+        for chunk, outputs in run_in_chunks(len(images), ChunkSize(CHUNK_SIZE), work):
+            for name, output in outputs.items():
+                kept[name][chunk] = output
         return kept
 
 
@@ -257,8 +263,11 @@ def _train_epoch(
 def _measure(
     splits: Mapping[str, tuple[BatchSource, Tensor]], device: torch.device, *, epoch: int
 ) -> Iterator[RetrainingAccuracy]:
+    def count_right(chunk: slice, source: BatchSource, labels: Tensor) -> Int64[Tensor, ""]:
+        positions = torch.arange(chunk.start, chunk.stop)
+        return (source(positions).argmax(dim=1) == labels[chunk].to(device)).sum()
+
     for split, (source, labels) in splits.items():
-        n_right = torch.zeros((), dtype=torch.int64, device=device)
-        for positions in torch.arange(len(labels)).split(CHUNK_SIZE):
-            n_right += (source(positions).argmax(dim=1) == labels[positions].to(device)).sum()
-        yield RetrainingAccuracy(epoch, split, int(n_right) / len(labels), len(labels))
+        work = partial(count_right, source=source, labels=labels)
+        n_right = int(torch.stack(list(run_in_chunks(len(labels), ChunkSize(CHUNK_SIZE), work))).sum())
+        yield RetrainingAccuracy(epoch, split, n_right / len(labels), len(labels))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs
 from memlib.checkpoints import check_state
+from memlib.chunks import ChunkSize, run_in_chunks
 from memlib.config import Precision
 from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
@@ -52,7 +53,8 @@ class Measurement:
     batchnorm: running statistics stay `final`, are `rewound` with their group, or `recalibrated` on `calibration`,
     a tensor of training images or inputs: every BatchNorm from the first changed group on is estimated anew, chunk
     by chunk, as the average over chunks (torch's `momentum=None`).
-    chunk_size: examples computed at once; results do not depend on it, except those of recalibration.
+    chunk_size: examples computed at once, halved where they do not fit into memory; results do not depend on it,
+    except those of recalibration, which keeps it.
     precision: of the forward passes; parameters stay float32.
     groups: the layer groups; None for those `layer_groups` finds.
     """
@@ -150,31 +152,32 @@ def _move(rewound: _Rewound, device: torch.device) -> _Rewound:
 def _measure(
     model: nn.Module, rewound: Sequence[_Rewound], split: str, examples: Examples, how: Measurement
 ) -> Iterator[RewoundAccuracy]:
-    labels = examples[1]
+    images, labels = examples
     device = next(model.parameters()).device
-    correct = torch.zeros(len(rewound), dtype=torch.int64, device=device)
-    for chunk, inputs, boundary in _chunks(model, rewound, examples[0], how):
+
+    def work(chunk: slice) -> Int64[Tensor, " r"]:
+        inputs, boundary = _run_prefix(model, rewound, images[chunk], how)
         assigned = labels[chunk].to(device)
+        correct = torch.zeros(len(rewound), dtype=torch.int64, device=device)
         for i, r in enumerate(rewound):
             with autocast(how.precision, device):
                 logits = r.suffix(boundary, inputs, r.state)
-            correct[i] += (logits.argmax(dim=1) == assigned).sum()
-    for r, n_correct in zip(rewound, correct.tolist(), strict=True):
+            correct[i] = (logits.argmax(dim=1) == assigned).sum()
+        return correct
+
+    counts = torch.stack(list(run_in_chunks(len(labels), ChunkSize(how.chunk_size), work))).sum(dim=0)
+    for r, n_correct in zip(rewound, counts.tolist(), strict=True):
         yield RewoundAccuracy(r.groups, r.epoch, split, n_correct / len(labels), len(labels))
 
 
-def _chunks(
+def _run_prefix(
     model: nn.Module, rewound: Sequence[_Rewound], images: Tensor, how: Measurement
-) -> Iterator[tuple[slice, Tensor, dict[str, Tensor]]]:
-    """Yield, chunk by chunk, its place, the model's inputs, and the prefix outputs any of `rewound` reads."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the model's inputs and the prefix outputs that any of `rewound` reads."""
     device = next(model.parameters()).device
-    crossing = {name for r in rewound for name in r.suffix.crossing}
-    for start in range(0, len(images), how.chunk_size):
-        chunk = slice(start, start + how.chunk_size)
-        inputs = model_inputs(images[chunk], device)
-        with autocast(how.precision, device):
-            boundary = run_prefix(model, crossing, inputs)
-        yield chunk, inputs, boundary
+    inputs = model_inputs(images, device)
+    with autocast(how.precision, device):
+        return inputs, run_prefix(model, {name for r in rewound for name in r.suffix.crossing}, inputs)
 
 
 def _recalibrate(model: nn.Module, rewound: Sequence[_Rewound], how: Measurement) -> list[_Rewound]:
@@ -182,7 +185,8 @@ def _recalibrate(model: nn.Module, rewound: Sequence[_Rewound], how: Measurement
     if how.calibration is None:  # checked before
         return list(rewound)
     fresh = [_Rewound(r.groups, r.epoch, r.suffix, {**r.state, **empty_statistics(r.suffix.network)}) for r in rewound]
-    for _, inputs, boundary in _chunks(model, fresh, how.calibration, how):
+    for images in how.calibration.split(how.chunk_size):
+        inputs, boundary = _run_prefix(model, fresh, images, how)
         for r in fresh:
             with estimating(r.suffix.network):
                 r.suffix(boundary, inputs, r.state)  # BatchNorm writes into the tensors of r.state

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memlib.batches import normalize
-from memlib.evaluation import accuracy, evaluation_mode, predict
+from memlib.evaluation import accuracy, evaluation_mode, predict, predict_probabilities
 from memlib.models import ResNet9
 
 CPU = torch.device("cpu")
@@ -43,6 +43,32 @@ def test_predictions_do_not_depend_on_the_batch_size(batch_size):
     whole = predict(model, images, labels, device=CPU, batch_size=23)
     parts = predict(model, images, labels, device=CPU, batch_size=batch_size)
     torch.testing.assert_close(parts.margin, whole.margin)
+
+
+class Cramped(nn.Module):
+    """A network on a machine whose memory holds three images."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.sizes = model, []
+
+    def forward(self, inputs):
+        self.sizes.append(len(inputs))
+        if len(inputs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(inputs)
+
+
+def test_batches_that_do_not_fit_into_memory_are_halved_until_they_do():
+    model = Cramped(ResNet9(in_channels=1, num_classes=5, width=0.0625)).train()
+    images, labels = small_set()
+    got, expected = predict(model, images, labels, device=CPU), predict(model.model, images, labels, device=CPU)
+    assert model.sizes[:4] == [23, 11, 5, 2]
+    torch.testing.assert_close(got.margin, expected.margin)
+    assert torch.equal(got.prediction, expected.prediction)
+    probabilities = predict_probabilities(model, images, device=CPU)
+    torch.testing.assert_close(probabilities, predict_probabilities(model.model, images, device=CPU))
+    assert model.training
 
 
 def test_predicting_changes_neither_the_model_nor_its_modes():

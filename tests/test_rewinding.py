@@ -14,7 +14,7 @@ from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
-from memlib.prefixes import cut_before, run_prefix
+from memlib.prefixes import Suffix, cut_before, run_prefix
 from memlib.rewinding import Measurement, rewind, rewinding_accuracies
 
 NETWORKS = ["resnet9", "resnet50", "vit", "timm:resnet18", "timm:convnext_atto", "timm:mobilenetv3_small_050"]
@@ -181,6 +181,39 @@ def test_accuracies_equal_those_of_copied_models_for_any_chunk_size(chunk_size, 
         other = swapped(model, states[result.epoch], names)
         assert result.accuracy == plain_accuracy(other, splits[result.split])
         assert result.n == len(splits[result.split][1])
+
+
+@pytest.fixture
+def cramped(monkeypatch):
+    """A machine whose memory holds seven images behind the cut; gives the sizes that were tried."""
+    sizes, call = [], Suffix.__call__
+
+    def run(suffix, boundary, inputs, state=None):
+        sizes.append(len(inputs))
+        if len(inputs) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(suffix, boundary, inputs, state)
+
+    monkeypatch.setattr(Suffix, "__call__", run)
+    return sizes
+
+
+def test_chunks_that_do_not_fit_into_memory_are_halved_until_they_do(cramped):
+    model, earlier = build("resnet9", size=16), build("resnet9", 7, 16).state_dict()
+    examples, groups = (images(30, size=16), labels(30)), layer_groups(model)
+    found = rewinding_accuracies(model, {0: earlier}, {"test": examples})
+    assert cramped[:4] == [2, 2, 2, 2]  # trying the cuts
+    assert {30, 15, 7, 2} <= set(cramped)
+    for result in found:
+        other = swapped(model, earlier, groups.parameters[result.groups[0]])
+        assert (result.accuracy, result.n) == (plain_accuracy(other, examples), 30)
+
+
+def test_recalibration_keeps_its_chunks_on_which_its_result_depends(cramped):
+    model, earlier = build("resnet9", size=16), build("resnet9", 7, 16).state_dict()
+    how = Measurement(batchnorm="recalibrated", calibration=images(20, size=16), chunk_size=20)
+    with pytest.raises(torch.OutOfMemoryError):
+        rewinding_accuracies(model, {0: earlier}, {"test": (images(3, size=16), labels(3))}, measurement=how)
 
 
 def test_rewinding_one_group_leaves_every_other_tensor_alone():
