@@ -8,9 +8,11 @@ from pathlib import Path
 from memlib.config import DropoutConfig, ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
+from memlib.experiments import ExperimentsConfig
 from memlib.holdings import check_same_images
 from memlib.layer_groups import layer_groups
 from memlib.models import check_model_name
+from memlib.recalibration import batchnorms
 from memlib.results import ResultStore
 from memlib.runs import build_network, prepare_data
 
@@ -55,6 +57,17 @@ def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> di
     for run in runs:
         prepare_data(run, datasets[dataset_key(run)])
     return network_groups(runs, datasets)
+
+
+def check_experiments(wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mapping[str, Dataset]) -> None:
+    """Raise InputError if statistics of BatchNorm are to be recalibrated in a network that has none."""
+    asked = [run for run, how in wanted.items() if how.rewinding and how.rewinding.batchnorm == "recalibrated"]
+    for run in {(dataset_key(run), run.model): run for run in asked}.values():
+        if not batchnorms(build_network(run, datasets[dataset_key(run)])):
+            raise InputError(
+                f"rewinding.batchnorm is 'recalibrated' but {run.model.name} has no BatchNorm; set it to 'final', or "
+                "leave that model out with --models."
+            )
 
 
 def network_groups(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> dict[RunConfig, tuple[str, ...]]:

@@ -105,6 +105,9 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
     assert set(open_results(results).read("units")["status"].to_pylist()) == {"done"}
 
 
+RECALIBRATED = ("--set", "rewinding.batchnorm='recalibrated'")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -112,6 +115,7 @@ def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(t
         (["--set", "rewinding.epochs=[0,99]"], "rewinding.epochs asks for epoch 99, but run"),
         (["--set", "rewinding.sets=['conv44']"], "layer group 'conv44' is not known; did you mean 'conv4'"),
         (["--set", "rewinding.batchnorm='fresh'"], "value of rewinding.batchnorm 'fresh' is not known"),
+        (["--models", "vit", "--set", "model.width=1", *RECALIBRATED], "'recalibrated' but vit has no BatchNorm"),
         (["--experiments", "rewind"], "experiment 'rewind' is not known; did you mean 'rewinding'"),
     ],
 )
