@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from memlib.errors import InputError
 
@@ -14,6 +16,7 @@ T = TypeVar("T")
 
 CPU_BUDGET = 256 * 2**20  # bytes; larger chunks leave the caches and were measured no faster
 SHARE_OF_FREE_MEMORY = 0.25  # of a GPU
+PIXELS = 64 * 64  # of an image; of larger ones fewer make a chunk
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "STATUS_ALLOC_FAILED")  # PyTorch, C++, cuBLAS and cuDNN
 
 
@@ -32,8 +35,23 @@ def memory_budget(device: torch.device) -> int:
     return int(SHARE_OF_FREE_MEMORY * free)
 
 
+def images_at_once(images: Tensor, most: int) -> int:
+    """Return how many images (or model inputs) go into one forward pass: `most`, and fewer of more than 64 x 64 pixels.
+
+    For there the activations of many do not fit, and a CPU's lack of memory ends a process instead of raising.
+
+    Raises:
+        InputError: `most` is below 1.
+    """
+    if most < 1:
+        raise InputError(f"{most} images are to be computed at once; give at least 1.")
+    return max(1, min(most, most * PIXELS // max(1, math.prod(images.shape[2:]))))
+
+
 def run_in_chunks(n: int, size: ChunkSize, work: Callable[[slice], T]) -> Iterator[T]:
     """Yield `work`'s results for consecutive chunks of n items, in order; `size` keeps what was found to fit.
+
+    What does not fit is known where the allocator refuses: on a GPU, and on a CPU whose memory is limited to a process.
 
     Raises:
         InputError: not even one item fits into memory.
@@ -41,7 +59,7 @@ def run_in_chunks(n: int, size: ChunkSize, work: Callable[[slice], T]) -> Iterat
     start = 0
     while start < n:
         stop = min(start + size.items, n)
-        result = _try(work, slice(start, stop))
+        result = run_if_it_fits(work, slice(start, stop))
         if result is not None:
             yield result
             start = stop
@@ -51,10 +69,10 @@ def run_in_chunks(n: int, size: ChunkSize, work: Callable[[slice], T]) -> Iterat
             size.items = (stop - start) // 2
 
 
-def _try(work: Callable[[slice], T], chunk: slice) -> T | None:
-    """Return the result, None if memory ran out; by then everything the attempt held is free again."""
+def run_if_it_fits(work: Callable[..., T], *arguments: object) -> T | None:
+    """Return the work's result, None if memory ran out; by then everything the attempt held is free again."""
     try:
-        return work(chunk)
+        return work(*arguments)
     except MemoryError:
         return None
     except RuntimeError as error:  # torch.OutOfMemoryError is one; CPU allocators and CUDA's libraries raise plain ones

@@ -79,14 +79,19 @@ def fold_config(run: RunConfig, *, fold: int, epochs: int) -> RunConfig:
     return replace(run, dropout=DropoutConfig(), training=training, checkpoints=kept, seed=seed)
 
 
+def check_folds(folds: int, n: int) -> None:
+    """Raise InputError if there are more folds than examples."""
+    if folds > n:
+        raise InputError(f"cross_validation.folds is {folds} for {n} examples; give at most one fold each.")
+
+
 def assign_folds(labels: Int64[Tensor, " n"], folds: int, *, generator: torch.Generator) -> Int64[Tensor, " n"]:
     """Return the fold, from 0 to folds - 1, of each example: equally large ones, each label spread over all.
 
     Raises:
         InputError: there are more folds than examples.
     """
-    if folds > len(labels):
-        raise InputError(f"cross_validation.folds is {folds} for {len(labels)} examples; give at most one fold each.")
+    check_folds(folds, len(labels))
     shuffled = torch.randperm(len(labels), generator=generator)
     dealt = shuffled[labels[shuffled].argsort(stable=True)]  # label by label, at random within each
     assigned = torch.empty_like(labels)

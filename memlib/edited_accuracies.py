@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
-from memlib.batches import normalize
+from memlib.batches import model_inputs
 from memlib.chunks import ChunkSize, memory_budget, run_in_chunks
 from memlib.config import Precision
 from memlib.critical_units import CriticalUnits, RemovedUnit
@@ -87,7 +87,7 @@ def _correct(
     prefixes = [network.intact_layers(own) for own in gates.cpu()]
 
     def work(chunk: slice) -> Tensor:
-        inputs = normalize(images.images[chunk].to(device, non_blocking=True))
+        inputs = model_inputs(images.images[chunk], device)
         labels = images.labels[chunk].to(device)
         with exact_float32(device), autocast(precision, device):
             _, outputs = network.record(inputs)

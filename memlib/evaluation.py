@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from memlib.batches import model_inputs
-from memlib.chunks import ChunkSize, run_in_chunks
+from memlib.chunks import ChunkSize, images_at_once, run_in_chunks
 from memlib.config import Precision
 from memlib.datasets import ImageSet
+from memlib.errors import InputError
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
 from memlib.precision import autocast, exact_float32
 
@@ -74,10 +75,10 @@ def predict(
 
     uint8 images are normalized as in training; floating-point ones are taken as the model's inputs.
     The model is left in the mode it was in; images are moved to `device` batch by batch.
-    batch_size: images at once; halved where they do not fit into memory.
+    batch_size: images at once; fewer where they are larger than 64 x 64 or do not fit into memory.
 
     Raises:
-        InputError: not even one image fits into memory.
+        InputError: images and labels differ in number, the model returns no logits, or not even one image fits.
     """
     return _predict(model, (images, labels, None), device=device, batch_size=batch_size, precision=precision)
 
@@ -114,7 +115,7 @@ def predict_deployed(model: nn.Module, examples: ImageSet, *, device: torch.devi
 def predict_probabilities(
     model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
 ) -> Float32[Tensor, "n k"]:
-    """Return the softmax of the model's logits for all images, on the CPU; otherwise like `predict`."""
+    """Return the softmax of the model's logits for all images, on the CPU; otherwise (errors, too) like `predict`."""
     pieces = _judge_logits(
         model,
         (images, None),
@@ -136,6 +137,8 @@ def _predict(
     precision: Precision,
 ) -> Predictions:
     images, labels, ids = examples
+    if len(images) != len(labels):
+        raise InputError(f"there are {len(images)} images and {len(labels)} labels; give as many of both.")
     pieces = _judge_logits(
         model,
         (images, ids),
@@ -163,11 +166,26 @@ def _judge_logits(
         inputs = model_inputs(images[chosen], device)
         with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
         with autocast(precision, device):
-            logits = model(inputs, **with_ids)
+            logits = class_logits(model, model(inputs, **with_ids))
         return judge(logits.float(), chosen)
 
+    size = ChunkSize(images_at_once(images, batch_size))
     with evaluation_mode(model), exact_float32(device):
-        yield from run_in_chunks(len(images), ChunkSize(batch_size), work)
+        yield from run_in_chunks(len(images), size, work)
+
+
+def class_logits(model: nn.Module, output: object) -> Float[Tensor, "b k"]:
+    """Return a network's output if it is logits, a tensor [examples, classes].
+
+    Raises:
+        InputError: it is anything else, such as a tuple or the output object of a Transformers model.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    kind = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise InputError(
+        f"{type(model).__name__} returns {kind}, not logits [examples, classes]; wrap it in a module that does."
+    )
 
 
 def accuracy(

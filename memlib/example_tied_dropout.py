@@ -161,11 +161,18 @@ def tie(
     """Return a copy of the model with example-tied dropout after each of the modules or layer groups `after`.
 
     Called as `tied(images, ids=ids)` with one int64 id an example; parameters, buffers and layer groups keep
-    their names. None takes the model's own places (ResNet-9's six). The model is left unchanged.
+    their names. None takes ResNet-9's six places, of any other model every layer group but the last: name the
+    activations of your own. The model is left unchanged.
 
     Raises:
-        InputError: a place is unknown, p_gen or p_mem lies outside (0, 1], or the model is tied already.
+        InputError: a place is unknown, p_gen or p_mem lies outside (0, 1], the model is tied already, or is one of
+            timm's that keep channels last (Swin), where axis 1 is none of channels.
     """
+    if getattr(model, "output_fmt", "") == "NHWC":
+        raise InputError(
+            f"{type(model).__name__} keeps its feature maps as [batch, height, width, channels]; example-tied dropout "
+            "takes axis 1 of four for channels, so it cannot be inserted there."
+        )
     if dropout_layers(model):
         raise InputError("the model has example-tied dropout already; tie the model without it.")
     places = find_places(model, after)

@@ -98,14 +98,23 @@ def _install(network: nn.Module, layer: UnitLayer, removal: Removal) -> GatedLay
     if layer.fused:
         norm = None if layer.norm is None else network.get_submodule(layer.norm)
         block = GatedConvBlock(module, norm, keeps_shift=removal == "filter")  # pyright: ignore[reportArgumentType]
-        network.set_submodule(layer.name, block)
+        _replace(network, layer.name, block)
         if layer.norm is not None:
-            network.set_submodule(layer.norm, nn.Identity())
+            _replace(network, layer.norm, nn.Identity())
         if layer.own_relu is not None:  # a ReLU shared by several layers stays: a second one changes nothing
-            network.set_submodule(layer.own_relu, nn.Identity())
+            _replace(network, layer.own_relu, nn.Identity())
         return block
     bias = getattr(module, "bias", None) if removal == "filter" else None
     kept = None if bias is None else bias[layer.first : layer.first + layer.n_units]
     gated = GatedModule(network.get_submodule(layer.site), layer, kept)
-    network.set_submodule(layer.site, gated)
+    _replace(network, layer.site, gated)
     return gated
+
+
+def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` in the module's place under every name it has: a network may hold one under several."""
+    old = network.get_submodule(name)
+    for parent in list(network.modules()):
+        for child, module in parent.named_children():
+            if module is old:
+                setattr(parent, child, new)

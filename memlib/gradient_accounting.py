@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from memlib.errors import InputError
 from memlib.layer_groups import LayerGroups
 
 
@@ -80,8 +81,17 @@ def summarize_groups(sums: SplitGradients, names: Sequence[str], groups: LayerGr
     """Return the epoch's norms and cosine of every layer group, in order of depth.
 
     `names` are the parameters' names, in the order of the accumulators. Norms are computed in float64.
+
+    Raises:
+        InputError: a parameter of the groups is not among the names.
     """
     position = {name: i for i, name in enumerate(names)}
+    missing = [name for members in groups.parameters.values() for name in members if name not in position]
+    if missing:
+        raise InputError(
+            f"no gradient is given of {missing[0]}, which is in a layer group ({len(missing)} are missing); take the "
+            "gradients of all of model.parameters()."
+        )
     summaries = []
     for index, (group, members) in enumerate(groups.parameters.items()):
         chosen = [position[name] for name in members]

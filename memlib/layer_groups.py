@@ -1,7 +1,8 @@
 """Layer groups: the parts of a network that the layer-level experiments treat as one.
 
 A group owns parameters and buffers; the groups of a model are a partition of both, in order of
-depth. A BatchNorm's running statistics belong to the group of its weight.
+depth (of those buffers that its state dictionary holds: others are computed, not learned). A BatchNorm's
+running statistics belong to the group of its weight.
 
 Paper: the units of its layer-level experiments. ResNet-9: 8 convolution blocks and the classifier.
 ResNet-50: stem, layer1..layer4, classifier. ViT: patch embedding, one group a transformer block, head.
@@ -27,6 +28,7 @@ RESNET_PREFIXES = {
     **{f"layer{i}": [f"layer{i}"] for i in (1, 2, 3, 4)},
     "classifier": ["fc"],
 }
+WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ def layer_groups(model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None 
     the group that names the longest prefix of its name.
 
     Raises:
-        InputError: a parameter lies in no group or in two, a prefix matches nothing, or the model has no parameters.
+        InputError: a parameter lies in no group or in two, a prefix matches nothing, or the model has no parameters
+            or is the wrapper of another.
     """
+    _check_unwrapped(model)
     names = [name for name, _ in model.named_parameters()]
     if not names:
         raise InputError(f"model {type(model).__name__} has no parameters, so it has no layer groups.")
@@ -60,9 +64,19 @@ def layer_groups(model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None 
         parameters = _groups_by_prefix(names, prefixes)
     owner = {name: group for group, members in parameters.items() for name in members}
     buffers: dict[str, list[str]] = {group: [] for group in parameters}
+    stored = model.state_dict().keys()
     for buffer, _ in model.named_buffers():
-        buffers[owner[_closest(buffer, names)]].append(buffer)
+        if buffer in stored:
+            buffers[owner[_closest(buffer, names)]].append(buffer)
     return LayerGroups(parameters, {group: tuple(members) for group, members in buffers.items()})
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if kind in WRAPPERS:
+        raise InputError(
+            f"the model is wrapped in {kind}, all of which is one layer group; give model.{WRAPPERS[kind]}."
+        )
 
 
 def check_groups(chosen: Iterable[str], names: Sequence[str]) -> None:

@@ -70,6 +70,16 @@ def plan_retraining(run: RunConfig, config: RetrainingConfig, group_names: Seque
     ]
 
 
+def check_retraining(config: RetrainingConfig, data: RunData) -> None:
+    """Raise InputError if it is to train on noisy examples, of which label noise made none."""
+    noisy = data.noisy_labels
+    if "noisy" in config.on and not noisy.is_noisy.any():
+        raise InputError(
+            f"retraining.on asks for noisy examples, but of {len(noisy.labels)} labels none is wrong; raise "
+            "noise.fraction, or set retraining.on to ['clean']."
+        )
+
+
 def _check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
     missing = sorted(set(epochs) - set(run.checkpoint_epochs))
     last = run.training.epochs

@@ -46,6 +46,19 @@ def plan_critical_units(run: RunConfig, config: CriticalUnitsConfig) -> list[Tas
     ]
 
 
+def check_search(config: CriticalUnitsConfig, data: RunData) -> None:
+    """Raise InputError if a run has fewer training examples than the search draws, or more classes than it judges."""
+    n, num_classes = len(data.train), int(data.noisy_labels.labels.max()) + 1
+    if config.reference_size > n:
+        raise InputError(
+            f"critical_units.reference_size is {config.reference_size}, but the run trains on {n} examples; lower it."
+        )
+    if config.limit is not None and config.limit < min(n, num_classes):
+        raise InputError(
+            f"critical_units.limit is {config.limit}, but there are {num_classes} classes; give at least as many."
+        )
+
+
 def search_settings(unit_settings: Mapping[str, Any]) -> CriticalUnitsConfig:
     """Return the settings of the search of one unit, which knows its own part and not how many there are."""
     settings = {name: value for name, value in unit_settings.items() if name not in ("kind", "part")}
@@ -58,6 +71,7 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
     (unit,) = task.units
     kind, part = unit.settings["kind"], unit.settings["part"]
     config = search_settings(unit.settings)
+    check_search(config, data)
     device, seed = next(model.parameters()).device, task.run.seed
     train = replace(data.train, images=place_images(data.train.images, device), labels=data.noisy_labels.labels)
     is_noisy = data.noisy_labels.is_noisy
@@ -112,12 +126,7 @@ def _judged(
     """Return the training examples on which edited networks are judged: all, or a class-balanced draw."""
     if limit is None or limit >= len(train):
         return train, is_noisy
-    num_classes = int(train.labels.max()) + 1
-    if limit < num_classes:
-        raise InputError(
-            f"critical_units.limit is {limit}, but there are {num_classes} classes; give at least as many."
-        )
-    judged = balanced_subset(train, limit, num_classes, stream(seed, "critical_units_judged"))
+    judged = balanced_subset(train, limit, int(train.labels.max()) + 1, stream(seed, "critical_units_judged"))
     noisy_ids = train.ids[is_noisy]
     return judged, torch.isin(judged.ids, noisy_ids)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from memlib.batches import normalize
+from memlib.batches import model_inputs
 from memlib.datasets import ImageSet
 from memlib.seeds import stream
 
@@ -23,10 +23,10 @@ def noisy_copies(
 ) -> Float32[Tensor, "m c h w"]:
     """Return model inputs, copy by copy (the n examples once, then again, ...), on `device`.
 
-    Each copy is the normalized image plus independent Gaussian noise whose expected squared norm is
-    (`noise` times the image's norm) squared.
+    Each copy is the model's input (a uint8 image normalized as in training) plus independent Gaussian noise whose
+    expected squared norm is (`noise` times the input's norm) squared.
     """
-    images = normalize(examples.images.to(device))
+    images = model_inputs(examples.images, device)
     norms = images.flatten(1).norm(dim=1) * (noise / math.sqrt(images[0].numel()))
     shape = images.shape[1:]
     noisy = []

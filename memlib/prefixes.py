@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from memlib.evaluation import evaluation_mode
+from memlib.evaluation import class_logits, evaluation_mode
 from memlib.layer_groups import LayerGroups
 
 State = Mapping[str, Tensor]  # parameter or buffer name -> value
@@ -36,10 +36,12 @@ class Suffix:
     """A network from a layer group on; it shares its tensors with the network it was cut from.
 
     crossing: the modules before the cut whose outputs it reads.
+    behind: the modules that are first called behind the cut, or by what is.
     """
 
     network: nn.Module
     crossing: tuple[str, ...]
+    behind: frozenset[str]
 
     def __call__(
         self, boundary: Boundary, inputs: Float[Tensor, "b ..."], state: State | None = None
@@ -52,8 +54,9 @@ class Suffix:
                 module.output = boundary[name].clone() if name in self.crossing else module.unread(len(inputs))
             return functional_call(self.network, dict(state or {}), (inputs,))
         finally:
-            for module in finished.values():
-                module.output = None
+            if not torch.is_grad_enabled():  # a backward pass may run parts again (activation checkpointing)
+                for module in finished.values():
+                    module.output = None
 
 
 def cut_before(
@@ -62,16 +65,30 @@ def cut_before(
     """Return, for each set of layer groups, the suffix of `model` that begins where the set's first group is used.
 
     `example` are two or more inputs to try the cuts on. The model is left unchanged.
+
+    Raises:
+        InputError: the model returns no logits.
     """
     with torch.no_grad(), evaluation_mode(model):
         trace = _trace(model, example)
-        expected = model(example)
-        suffixes = []
-        for chosen in sets:
-            suffix = _cut(model, trace, _owners(chosen, groups), example)
-            whole = Suffix(model, ())
-            suffixes.append(suffix if _agrees(model, suffix, example, expected) else whole)
-    return suffixes
+        expected = class_logits(model, model(example))
+        return [_try_cut(model, trace, _owners(chosen, groups), example, expected) for chosen in sets]
+
+
+def _try_cut(
+    model: nn.Module, trace: Mapping[str, _Call], owners: set[str], example: Tensor, expected: Tensor
+) -> Suffix:
+    """Return the suffix from the owners' first use on; the whole network where it cannot be cut there."""
+    cut = min(_first_use(owner, trace) for owner in owners)
+    behind = frozenset(name for name, call in trace.items() if call.start >= cut)
+    try:
+        suffix = _cut(model, trace, cut, behind, example)
+        logits = suffix(run_prefix(model, suffix.crossing, example), example)
+        if torch.allclose(logits, expected, rtol=1e-4, atol=1e-5):
+            return suffix
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        pass  # a forward that needs more of a module than its output
+    return Suffix(model, (), behind)
 
 
 @torch.no_grad()
@@ -179,12 +196,11 @@ def _owners(chosen: Iterable[str], groups: LayerGroups) -> set[str]:
     return {name.rpartition(".")[0] for name in tensors}
 
 
-def _cut(model: nn.Module, trace: Mapping[str, _Call], owners: set[str], example: Tensor) -> Suffix:
-    cut = min(_first_use(owner, trace) for owner in owners)
+def _cut(model: nn.Module, trace: Mapping[str, _Call], cut: int, behind: frozenset[str], example: Tensor) -> Suffix:
     finished = [n for n, c in trace.items() if c.times == 1 and 0 <= c.end < cut and isinstance(c.output, Tensor)]
     outermost = [n for n in finished if not any(n.startswith(f"{other}.") for other in finished)]
     if not outermost:
-        return Suffix(model, ())
+        return Suffix(model, (), behind)
     shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
     network = copy.deepcopy(model, shared)
     outputs: dict[str, Tensor] = {}
@@ -196,7 +212,7 @@ def _cut(model: nn.Module, trace: Mapping[str, _Call], owners: set[str], example
             setattr(
                 network.get_submodule(parent), child, _Finished(model.get_submodule(name), output, example.shape[0])
             )
-    return Suffix(network, tuple(_read_outputs(network, outputs, example)))
+    return Suffix(network, tuple(_read_outputs(network, outputs, example)), behind)
 
 
 def _first_use(owner: str, trace: Mapping[str, _Call]) -> int:
@@ -215,11 +231,3 @@ def _read_outputs(network: nn.Module, outputs: Mapping[str, Tensor], example: Te
         gradients = torch.autograd.grad(network(example).sum(), list(leaves.values()), allow_unused=True)
     read = {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
     return [name for name in outputs if name in read or name not in leaves]
-
-
-def _agrees(model: nn.Module, suffix: Suffix, example: Tensor, expected: Tensor) -> bool:
-    try:
-        logits = suffix(run_prefix(model, suffix.crossing, example), example)
-    except (RuntimeError, TypeError, ValueError):  # a forward that needs more of a module than its output
-        return False
-    return torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)

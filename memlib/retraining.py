@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs, split_order, steps_per_epoch
 from memlib.checkpoints import check_state
-from memlib.chunks import ChunkSize, run_in_chunks
+from memlib.chunks import ChunkSize, images_at_once, run_if_it_fits, run_in_chunks
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
 from memlib.layer_groups import LayerGroups, check_groups, layer_groups
@@ -84,11 +84,13 @@ def retrain(
     """Reset the layer groups `chosen` to the state `earlier`, train them alone on `train_on`, and return the curve.
 
     `train_on` and `splits` are pairs of uint8 images (or model inputs) and assigned labels. The model is
-    left unchanged; everything is computed on its device in float32. Training stops early after
+    left unchanged; everything is computed on its device in float32. Parameters that require no gradient stay
+    frozen, unless none of the groups' does. Training stops early after
     `patience` epochs in which every training example was predicted right before its step.
 
     Raises:
-        InputError: a group does not exist, `earlier` is another architecture's or not finite, or a split is empty.
+        InputError: a group does not exist, `earlier` is another architecture's or not finite, a split is empty, the
+            model returns no logits, or not even one example fits into memory.
         Diverged: the loss is no longer finite.
     """
     how = how or Retraining()
@@ -100,7 +102,8 @@ def retrain(
     device = next(reset.parameters()).device
     with exact_float32(device), evaluation_mode(reset), _learning_only(reset, chosen, groups) as parameters:
         suffix = cut_before(reset, [chosen], groups, model_inputs(train_on[0][:2], device))[0]
-        trained = _Trained(reset, suffix, parameters, _inside(suffix.network, chosen, groups), device)
+        modules = _inside(suffix.network, chosen, groups)
+        trained = _Trained(reset, suffix, parameters, modules, device, images_at_once(train_on[0], CHUNK_SIZE))
         prefix = _PrefixOutputs(trained, how.memory_budget)
         train_source = (prefix.source(train_on[0]), train_on[1])
         sources = {name: (prefix.source(images), labels) for name, (images, labels) in splits.items()}
@@ -113,21 +116,29 @@ BatchSource = Callable[[Int64[Tensor, " b"]], Tensor]  # positions -> logits
 
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """A network of which only some groups learn: their parameters, and the suffix's modules they consist of."""
+    """A network of which only some groups learn: their parameters, and the suffix's modules they consist of.
+
+    at_once: examples of a forward pass that nothing is learned from.
+    """
 
     model: nn.Module
     suffix: Suffix
     parameters: list[nn.Parameter]
     modules: list[nn.Module]
     device: torch.device
+    at_once: int
 
 
 @contextmanager
 def _learning_only(model: nn.Module, chosen: Sequence[str], groups: LayerGroups) -> Iterator[list[nn.Parameter]]:
-    """Run a block in which only the chosen groups' parameters, which it gives, require gradients."""
+    """Run a block in which only the chosen groups' parameters, which it gives, require gradients.
+
+    Those that were frozen stay so, unless all were, as in a network that was frozen to be used.
+    """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     named = dict(model.named_parameters())
-    learning = [named[name] for group in chosen for name in groups.parameters[group]]
+    members = [named[name] for group in chosen for name in groups.parameters[group]]
+    learning = [parameter for parameter in members if parameter.requires_grad] or members
     model.requires_grad_(False)
     for parameter in learning:
         parameter.requires_grad_(True)
@@ -182,14 +193,16 @@ class _PrefixOutputs:
         n_bytes = sum(output.nbytes for output in few.values()) // len(images[:2]) * len(images)
         if not few or n_bytes > self._left or any(len(output) != len(images[:2]) for output in few.values()):
             return None
+        kept = run_if_it_fits(lambda: {name: _empty_like(output, len(images)) for name, output in few.items()})
+        if kept is None:
+            return None
         self._left -= n_bytes
-        kept = {name: _empty_like(output, len(images)) for name, output in few.items()}
 
         def work(chunk: slice) -> tuple[slice, dict[str, Tensor]]:
             inputs = model_inputs(images[chunk], trained.device)
             return chunk, run_prefix(trained.model, trained.suffix.crossing, inputs)
 
-        for chunk, outputs in run_in_chunks(len(images), ChunkSize(CHUNK_SIZE), work):
+        for chunk, outputs in run_in_chunks(len(images), ChunkSize(trained.at_once), work):
             for name, output in outputs.items():
                 kept[name][chunk] = output
         return kept
@@ -211,11 +224,11 @@ def _train(
     optimizer = torch.optim.SGD(
         trained.parameters, lr=config.peak_lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
-    yield from _measure(splits, trained.device, epoch=0)
+    yield from _measure(splits, trained, epoch=0)
     perfect = 0
     for epoch in range(1, config.epochs + 1):
         n_right = _train_epoch(trained, optimizer, train_on, how, epoch=epoch)
-        yield from _measure(splits, trained.device, epoch=epoch)
+        yield from _measure(splits, trained, epoch=epoch)
         perfect = perfect + 1 if n_right == len(train_on[1]) else 0
         if perfect == config.patience:
             return
@@ -261,13 +274,13 @@ def _train_epoch(
 
 @torch.no_grad()
 def _measure(
-    splits: Mapping[str, tuple[BatchSource, Tensor]], device: torch.device, *, epoch: int
+    splits: Mapping[str, tuple[BatchSource, Tensor]], trained: _Trained, *, epoch: int
 ) -> Iterator[RetrainingAccuracy]:
     def count_right(chunk: slice, source: BatchSource, labels: Tensor) -> Int64[Tensor, ""]:
         positions = torch.arange(chunk.start, chunk.stop)
-        return (source(positions).argmax(dim=1) == labels[chunk].to(device)).sum()
+        return (source(positions).argmax(dim=1) == labels[chunk].to(trained.device)).sum()
 
     for split, (source, labels) in splits.items():
         work = partial(count_right, source=source, labels=labels)
-        n_right = int(torch.stack(list(run_in_chunks(len(labels), ChunkSize(CHUNK_SIZE), work))).sum())
+        n_right = int(torch.stack(list(run_in_chunks(len(labels), ChunkSize(trained.at_once), work))).sum())
         yield RetrainingAccuracy(epoch, split, n_right / len(labels), len(labels))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs
 from memlib.checkpoints import check_state
-from memlib.chunks import ChunkSize, run_in_chunks
+from memlib.chunks import ChunkSize, images_at_once, run_in_chunks
 from memlib.config import Precision
 from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
@@ -53,8 +53,8 @@ class Measurement:
     batchnorm: running statistics stay `final`, are `rewound` with their group, or `recalibrated` on `calibration`,
     a tensor of training images or inputs: every BatchNorm from the first changed group on is estimated anew, chunk
     by chunk, as the average over chunks (torch's `momentum=None`).
-    chunk_size: examples computed at once, halved where they do not fit into memory; results do not depend on it,
-    except those of recalibration, which keeps it.
+    chunk_size: examples computed at once, fewer of images beyond 64 x 64, and halved where they do not fit into memory;
+    results do not depend on it, except those of recalibration, whose chunks are not halved.
     precision: of the forward passes; parameters stay float32.
     groups: the layer groups; None for those `layer_groups` finds.
     """
@@ -105,7 +105,8 @@ def rewinding_accuracies(
 
     Raises:
         InputError: a group does not exist, a state is another architecture's or not finite, a split is empty,
-            or recalibration is asked of a model without BatchNorm or without `calibration`.
+            recalibration is asked of a model without BatchNorm or without `calibration`, the model returns no
+            logits, or not even one example fits into memory.
     """
     how = measurement or Measurement()
     groups = how.groups or layer_groups(model)
@@ -165,7 +166,8 @@ def _measure(
             correct[i] = (logits.argmax(dim=1) == assigned).sum()
         return correct
 
-    counts = torch.stack(list(run_in_chunks(len(labels), ChunkSize(how.chunk_size), work))).sum(dim=0)
+    size = ChunkSize(images_at_once(images, how.chunk_size))
+    counts = torch.stack(list(run_in_chunks(len(labels), size, work))).sum(dim=0)
     for r, n_correct in zip(rewound, counts.tolist(), strict=True):
         yield RewoundAccuracy(r.groups, r.epoch, split, n_correct / len(labels), len(labels))
 
@@ -184,11 +186,14 @@ def _recalibrate(model: nn.Module, rewound: Sequence[_Rewound], how: Measurement
     """Return `rewound` with the running statistics of every BatchNorm of their suffixes estimated anew."""
     if how.calibration is None:  # checked before
         return list(rewound)
-    fresh = [_Rewound(r.groups, r.epoch, r.suffix, {**r.state, **empty_statistics(r.suffix.network)}) for r in rewound]
-    for images in how.calibration.split(how.chunk_size):
+    fresh = [
+        _Rewound(r.groups, r.epoch, r.suffix, {**r.state, **empty_statistics(r.suffix.network, r.suffix.behind)})
+        for r in rewound
+    ]
+    for images in how.calibration.split(images_at_once(how.calibration, how.chunk_size)):
         inputs, boundary = _run_prefix(model, fresh, images, how)
         for r in fresh:
-            with estimating(r.suffix.network):
+            with estimating(r.suffix.network, r.suffix.behind):
                 r.suffix(boundary, inputs, r.state)  # BatchNorm writes into the tensors of r.state
     return fresh
 

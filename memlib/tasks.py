@@ -11,14 +11,21 @@ import torch
 from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.code_version import code_version
 from memlib.config import RunConfig
-from memlib.cross_validation import perform_cross_validation, plan_cross_validation
+from memlib.cross_validation import check_folds, perform_cross_validation, plan_cross_validation
 from memlib.datasets import Dataset
 from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
-from memlib.layer_units import LoadState, perform_retraining, perform_rewinding, plan_retraining, plan_rewinding
-from memlib.neuron_units import perform_critical_units, plan_critical_units
+from memlib.layer_units import (
+    LoadState,
+    check_retraining,
+    perform_retraining,
+    perform_rewinding,
+    plan_retraining,
+    plan_rewinding,
+)
+from memlib.neuron_units import check_search, perform_critical_units, plan_critical_units
 from memlib.results import ResultStore
-from memlib.runs import build_network, device_name, prepare_data
+from memlib.runs import RunData, build_network, device_name, prepare_data
 from memlib.schemas import table_from_rows
 from memlib.units import Task, Unit
 
@@ -48,6 +55,20 @@ def plan_tasks(run: RunConfig, experiments: ExperimentsConfig, group_names: Sequ
     if experiments.cross_validation is not None:
         tasks += plan_cross_validation(run, experiments.cross_validation)
     return tasks
+
+
+def check_experiments(run: RunConfig, experiments: ExperimentsConfig, data: RunData) -> None:
+    """Check that the run's training set has what the wanted experiments draw from it.
+
+    Raises:
+        InputError: it has too few examples, too many classes, or no noisy examples where they are asked for.
+    """
+    if experiments.retraining is not None and run.noise.fraction > 0:
+        check_retraining(experiments.retraining, data)
+    if experiments.critical_units is not None:
+        check_search(experiments.critical_units, data)
+    if experiments.cross_validation is not None:
+        check_folds(experiments.cross_validation.folds, len(data.train))
 
 
 def asks_for_groups(experiments: ExperimentsConfig) -> bool:

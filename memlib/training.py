@@ -69,7 +69,8 @@ def train(
 
     Raises:
         Diverged: the loss or the network is no longer finite.
-        InputError: a checkpoint to continue from is damaged, or was made from other images or in another precision.
+        InputError: a parameter of the model is frozen; or a checkpoint to continue from is damaged, or was made from
+            other images or in another precision.
     """
     state = _start(model, config, device)
     state.dynamics = start_dynamics(len(data.train))
@@ -244,7 +245,17 @@ def _diverged(epoch: int, config: RunConfig) -> Diverged:
 
 
 def _start(model: nn.Module, config: RunConfig, device: torch.device) -> TrainingState:
-    """Return the state before epoch 0; the model is moved to `device`."""
+    """Return the state before epoch 0; the model is moved to `device`.
+
+    Raises:
+        InputError: a parameter is frozen.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise InputError(
+            f"{len(frozen)} parameters of {type(model).__name__} require no gradient ({frozen[0]} first), but all are "
+            "trained and accounted for; call model.requires_grad_(True), or make what is fixed a buffer."
+        )
     model.to(device)
     for parameter in model.parameters():
         if parameter.dim() == 4:

@@ -15,6 +15,7 @@ from memlib.models import check_model_name
 from memlib.recalibration import batchnorms
 from memlib.results import ResultStore
 from memlib.runs import build_network, prepare_data
+from memlib.tasks import check_experiments
 
 DISK_RESERVE = 1.1  # ask for this much more than estimated
 
@@ -59,8 +60,15 @@ def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> di
     return network_groups(runs, datasets)
 
 
-def check_experiments(wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mapping[str, Dataset]) -> None:
-    """Raise InputError if statistics of BatchNorm are to be recalibrated in a network that has none."""
+def check_wishes(wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mapping[str, Dataset]) -> None:
+    """Check the experiments wanted on each run against its images and its network.
+
+    Raises:
+        InputError: as `memlib.tasks.check_experiments`; or statistics of BatchNorm are to be recalibrated in a
+            network that has none.
+    """
+    for run, how in wanted.items():
+        check_experiments(run, how, prepare_data(run, datasets[dataset_key(run)]))
     asked = [run for run, how in wanted.items() if how.rewinding and how.rewinding.batchnorm == "recalibrated"]
     for run in {(dataset_key(run), run.model): run for run in asked}.values():
         if not batchnorms(build_network(run, datasets[dataset_key(run)])):

@@ -476,3 +476,14 @@ def test_a_split_without_examples_has_no_accuracy():
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         CriticalUnitsConfig(**changes)
+
+
+def test_a_search_on_model_inputs_finds_what_one_on_their_images_finds():
+    model, data = memorized(resnet9)
+    inputs = ImageSet(normalize(data.images), data.labels, data.ids)
+    found, _, _ = search(model, data, max_steps=3)
+    on_inputs, _, _ = search(model, inputs, max_steps=3)
+    assert sequences(on_inputs) == sequences(found)
+    is_noisy = torch.arange(len(data)) % 2 == 0
+    judged = [edited_accuracies(model, found.units, found.found, (d, is_noisy), device=CPU) for d in (data, inputs)]
+    assert judged[0] == judged[1]

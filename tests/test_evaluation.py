@@ -4,8 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from memlib.batches import normalize
+from memlib.chunks import images_at_once
+from memlib.errors import InputError
 from memlib.evaluation import accuracy, evaluation_mode, predict, predict_probabilities
 from memlib.models import ResNet9
+from memlib.rewinding import Measurement, rewinding_accuracies
 
 CPU = torch.device("cpu")
 
@@ -99,3 +102,49 @@ def test_accuracy_is_the_share_predicted_as_assigned_among_the_chosen():
     assert result.accuracy == pytest.approx(sum(right) / len(right))
     assert result.n == len(right)
     assert accuracy(got, labels, torch.zeros(23, dtype=torch.bool)) is None
+
+
+class Wrapped(nn.Module):
+    """A network that returns its logits inside something else."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.model, self.wrap = nn.Sequential(nn.Flatten(), nn.Linear(144, 5)), wrap
+
+    def forward(self, inputs):
+        return self.wrap(self.model(inputs))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda logits: (logits, None), "a tuple"),
+        (lambda logits: {"logits": logits}, "a dict"),
+        (lambda logits: logits[..., None], r"a tensor \[23, 5, 1\]"),
+    ],
+)
+def test_a_network_that_returns_no_logits_is_named(wrap, kind):
+    images, labels = small_set()
+    with pytest.raises(InputError, match=f"Wrapped returns {kind}, not logits .*; wrap it in a module that does"):
+        predict(Wrapped(wrap), images, labels, device=CPU)
+    with pytest.raises(InputError, match="Wrapped returns"):
+        rewinding_accuracies(Wrapped(wrap), {}, {"test": (images, labels)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((3, 32, 32), 1000), ((1, 64, 64), 1000), ((3, 224, 224), 81), ((7,), 1000)]
+)
+def test_of_large_images_fewer_are_computed_at_once(shape, expected):
+    assert images_at_once(torch.empty(2, *shape), 1000) == expected
+    assert images_at_once(torch.empty(2, *shape), 1) == 1
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_no_images_at_once_are_refused(size):
+    images, labels = small_set()
+    model = ResNet9(in_channels=1, num_classes=5, width=0.0625)
+    with pytest.raises(InputError, match=f"{size} images are to be computed at once; give at least 1"):
+        predict(model, images, labels, device=CPU, batch_size=size)
+    with pytest.raises(InputError, match=f"{size} images are to be computed at once"):
+        how = Measurement(chunk_size=size)
+        rewinding_accuracies(model, {0: model.state_dict()}, {"test": (images, labels)}, measurement=how)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -400,3 +401,11 @@ def test_a_model_is_tied_once_and_modes_need_a_tied_model():
         set_mode(tied, "drop")
     with pytest.raises(InputError, match="the model has no example-tied dropout; make one with tie"):
         set_mode(network(), "dropped")
+
+
+def test_feature_maps_with_their_channels_last_are_refused():
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, window_size=2, num_classes=10)
+    with pytest.raises(
+        InputError, match=r"SwinTransformer keeps its feature maps as \[batch, height, width, channels\]"
+    ):
+        tie(model, after=["layers.0"])

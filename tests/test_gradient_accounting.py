@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from memlib.errors import InputError
 from memlib.gradient_accounting import add_to_sums_, split_gradients, summarize_groups, zero_sums
 from memlib.layer_groups import layer_groups
 from memlib.models import ResNet9
@@ -107,3 +108,12 @@ def test_without_noise_there_is_no_cosine():
 def split(model, images, labels, is_noisy):
     model = copy.deepcopy(model)
     return split_gradients(model(images), labels, is_noisy, list(model.parameters()))
+
+
+def test_a_parameter_without_a_gradient_is_named():
+    model = network()
+    images, labels, is_noisy = example()
+    some = dict(list(model.named_parameters())[1:])
+    _, gradients = split_gradients(model(images), labels, is_noisy, list(some.values()))
+    with pytest.raises(InputError, match=r"no gradient is given of conv1.conv.weight, .* \(1 are missing\)"):
+        summarize_groups(gradients, list(some), layer_groups(model))

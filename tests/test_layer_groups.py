@@ -1,10 +1,12 @@
 import pytest
+import torch
 from torch import nn
 
 from memlib.config import ModelConfig
 from memlib.errors import InputError
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
+from memlib.rewinding import rewind
 
 SHAPE = (3, 32, 32)
 MODELS = ["resnet9", "resnet50", "vit", "timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto"]
@@ -99,3 +101,28 @@ def test_a_prefix_ends_at_a_module_boundary():
     model = nn.ModuleDict({"layer1": nn.Linear(1, 1), "layer10": nn.Linear(1, 1)})
     groups = layer_groups(model, {"one": ["layer1"], "ten": ["layer10"]})
     assert groups.parameters["one"] == ("layer1.weight", "layer1.bias")
+
+
+class WithPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("positions", torch.arange(4.0), persistent=False)
+
+    def forward(self, inputs):
+        return self.head(self.embed(inputs) + self.positions)
+
+
+def test_buffers_that_no_state_dictionary_holds_are_in_no_group():
+    model = WithPositions()
+    assert layer_groups(model).buffers == {"embed": (), "head": ()}
+    earlier = WithPositions().state_dict()
+    rewound = rewind(model, earlier, ["head"], buffers=True)
+    assert torch.equal(rewound.head.weight, earlier["head.weight"])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_model_is_refused_and_what_to_give_is_said(wrap):
+    with pytest.raises(InputError, match=r"wrapped in \w+, all of which is one layer group; give model\.\w+"):
+        layer_groups(wrap(WithPositions()))

@@ -230,3 +230,35 @@ def test_positions_and_locations_are_inverse():
         assert units.position(*units.locate(position)) == position
     with pytest.raises(IndexError):
         units.locate(units.n_units)
+
+
+class Aliased(nn.Module):
+    """The usual way to take a network apart: its layers have a second name, by which they are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
+        )
+        self.norm = self.base[1]
+        self.features = nn.Sequential(*self.base)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, inputs):
+        return self.head(self.features(inputs).mean((2, 3)))
+
+
+@pytest.mark.parametrize("removal", ["filter", "activation"])
+def test_a_layer_with_two_names_is_gated_under_both(removal):
+    model = uneven(Aliased()).eval()
+    inputs = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    units = network_units(model, inputs, removal=removal)
+    network = GatedNetwork(model, units)
+    with torch.no_grad():
+        torch.testing.assert_close(network.logits(inputs, torch.ones(units.n_units)), model(inputs))
+        for index, layer in enumerate(units.layers):
+            gates = torch.ones(units.n_units)
+            gates[units.position(index, 1)] = 0
+            expected = remove_by_hand(model, layer, 1, removal)(inputs)
+            torch.testing.assert_close(network.logits(inputs, gates), expected)
+            assert not torch.allclose(expected, model(inputs))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from memlib import prefixes, retraining
 from memlib.batches import normalize, split_order
 from memlib.config import ModelConfig
 from memlib.errors import InputError
@@ -187,3 +188,52 @@ def test_images_that_are_trained_on_and_measured_on_pass_the_frozen_prefix_once(
     splits = {"clean": examples, "as it was": (examples[0], examples[1].flip(0))}
     retrain(build(), build(seed=7).state_dict(), ["conv4"], examples, splits, how=Retraining(config=CONFIG))
     assert sorted(runs) == [2, 50]  # two to see how large the outputs are
+
+
+def test_images_that_do_not_fit_into_memory_together_change_nothing(examples, splits, monkeypatch):
+    model, earlier = build(), build(seed=7).state_dict()
+    how = Retraining(config=replace(CONFIG, epochs=1))
+    expected = retrain(model, earlier, ["conv3"], examples, splits, how=how)
+    run, call, sizes = prefixes.run_prefix, prefixes.Suffix.__call__, []
+
+    def refuse(inputs):
+        sizes.append(len(inputs))
+        if len(inputs) > 20:  # a batch of 16 fits
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def run_short(model, crossing, inputs):
+        refuse(inputs)
+        return run(model, crossing, inputs)
+
+    def call_short(suffix, boundary, inputs, state=None):
+        refuse(inputs)
+        return call(suffix, boundary, inputs, state)
+
+    monkeypatch.setattr(retraining, "run_prefix", run_short)
+    monkeypatch.setattr(prefixes.Suffix, "__call__", call_short)
+    assert retrain(model, earlier, ["conv3"], examples, splits, how=how).curve == expected.curve
+    assert max(sizes) == 60  # it was tried, and refused
+
+
+def test_without_memory_for_the_prefix_outputs_they_are_computed_batch_by_batch(examples, splits, monkeypatch):
+    model, earlier = build(), build(seed=7).state_dict()
+    how = Retraining(config=replace(CONFIG, epochs=1))
+    expected = retrain(model, earlier, ["conv3"], examples, splits, how=how)
+
+    def refuse(output, n):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(retraining, "_empty_like", refuse)
+    assert retrain(model, earlier, ["conv3"], examples, splits, how=how).curve == expected.curve
+
+
+def test_parameters_of_the_group_that_are_frozen_stay_so_unless_all_are(examples, splits):
+    model, earlier = build(), build(seed=7).state_dict()
+    how = Retraining(config=replace(CONFIG, epochs=1))
+    model.conv3.norm.weight.requires_grad_(False)
+    learned = retrain(model, earlier, ["conv3"], examples, splits, how=how).model
+    assert torch.equal(learned.conv3.norm.weight, earlier["conv3.norm.weight"])
+    assert not torch.equal(learned.conv3.conv.weight, earlier["conv3.conv.weight"])
+    model.requires_grad_(False)  # as to use it
+    learned = retrain(model, earlier, ["conv3"], examples, splits, how=how).model
+    assert not torch.equal(learned.conv3.norm.weight, earlier["conv3.norm.weight"])

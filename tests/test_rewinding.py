@@ -263,6 +263,35 @@ def test_recalibrated_statistics_are_the_average_over_chunks_of_what_the_rewound
     assert found[0].accuracy == plain_accuracy(plain, examples["test"])
 
 
+class UncuttableAtRoot(nn.Module):
+    """Its last group has a parameter that no module of its own holds, so the network is not cut in front of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, inputs):
+        kept = self.stem[0](inputs)  # uses what is inside the module that would be replaced
+        return self.head(self.late(self.stem[2](self.stem[1](kept))).mean((2, 3)))
+
+
+def test_recalibration_estimates_statistics_from_the_first_rewound_group_on_even_where_nothing_can_be_cut():
+    model, earlier = UncuttableAtRoot(), UncuttableAtRoot().state_dict()
+    calibration, examples = images(30, seed=5), (images(40), labels(40))
+    how = Measurement(batchnorm="recalibrated", calibration=calibration, chunk_size=30)
+    found = rewinding_accuracies(model, {0: earlier}, {"test": examples}, sets=[("late",)], measurement=how)
+    plain = swapped(model, earlier, layer_groups(model).parameters["late"])
+    plain.late[1].momentum = None
+    plain.late[1].reset_running_stats()
+    plain.late[1].train()
+    with torch.no_grad():
+        plain(normalize(calibration))
+    assert found[0].accuracy == plain_accuracy(plain, examples)
+    assert torch.equal(plain.stem[1].running_mean, model.stem[1].running_mean)
+
+
 def test_measuring_leaves_the_model_as_it_was():
     model = build("resnet9").train()
     before = {name: t.clone() for name, t in model.state_dict().items()}

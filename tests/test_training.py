@@ -347,3 +347,10 @@ def test_bfloat16_accounting_of_one_step_stays_near_float32(digits, small_run):
         exact, fast = (torch.cat([g.flatten() for g in getattr(found[p], part)]) for p in ("float32", "bfloat16"))
         assert fast.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
         assert F.cosine_similarity(exact, fast, dim=0) > 0.98
+
+
+def test_a_network_with_a_frozen_part_is_refused_before_anything_is_computed(digits, small_run):
+    model, data = start(small_run, digits)
+    model.conv2.norm.bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"1 parameters of ResNet9 require no gradient \(conv2.norm.bias first\)"):
+        next(train(model, data, small_run, device=CPU, checkpoints=None))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from memlib.config import DropoutConfig
+from memlib.config import DropoutConfig, NoiseConfig
 from memlib.cross_validation import plan_cross_validation
 from memlib.datasets import load_dataset
+from memlib.errors import InputError
 from memlib.experiments import (
     CriticalUnitsConfig,
     CrossValidationConfig,
@@ -24,6 +25,7 @@ from memlib.schemas import SCHEMAS
 from sweeps.costs import run_cost, task_cost
 from sweeps.full_paper import main
 from sweeps.plan import load_preset, plan_runs, with_axes
+from sweeps.preflight import check_wishes, dataset_key
 from sweeps.preflight import load_datasets as load
 from sweeps.wanted import ToDo, done_by_experiment, still_to_do
 
@@ -156,3 +158,31 @@ def test_a_finished_run_that_lacks_a_state_is_told_apart_from_a_new_one(digits, 
     assert still_to_do({run: ExperimentsConfig(), new: ExperimentsConfig()}, store) == ToDo([new], [], ())
     store.storage.delete(f"checkpoints/{run.run_id}/epoch-0000.safetensors")
     assert still_to_do({run: ExperimentsConfig(), new: ExperimentsConfig()}, store) == ToDo([run, new], [], (run,))
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        (
+            ExperimentsConfig(critical_units=CriticalUnitsConfig(reference_size=201)),
+            "critical_units.reference_size is 201, but the run trains on 200 examples; lower it",
+        ),
+        (
+            ExperimentsConfig(critical_units=CriticalUnitsConfig(reference_size=9, limit=5)),
+            "critical_units.limit is 5, but there are 10 classes",
+        ),
+        (
+            ExperimentsConfig(cross_validation=CrossValidationConfig(folds=201)),
+            "cross_validation.folds is 201 for 200 examples",
+        ),
+        (
+            ExperimentsConfig(retraining=RetrainingConfig(on=("clean", "noisy"))),
+            "retraining.on asks for noisy examples, but of 200 labels none is wrong",
+        ),
+    ],
+)
+def test_what_a_training_set_cannot_give_is_named_before_anything_is_trained(digits, small_run, experiments, message):
+    run = replace(small_run, noise=NoiseConfig(fraction=0.004))  # of 200: none
+    with pytest.raises(InputError, match=message):
+        check_wishes({run: experiments}, {dataset_key(run): digits})
+    check_wishes({run: ExperimentsConfig(rewinding=RewindingConfig())}, {dataset_key(run): digits})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,32 +13,50 @@ from memlib.datasets.holdout import hold_out
 from memlib.datasets.image_set import Dataset, ImageSet
 from memlib.errors import InputError
 
-TEST_FOLDERS = ("test", "val", "valid")
+TRAIN_FOLDERS = ("train", "training")  # in any case of letters; the first that is there
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 WINDOW = 4096  # images decoded at a time
 
 
 def load_image_folder(name: str, path: Path, *, image_size: int | None = None) -> Dataset:
     """Return the images under `path` as a data set called `name`.
 
-    They lie in PATH/train/CLASS and PATH/test/CLASS (or val, valid), or all in PATH/CLASS.
+    They lie in PATH/train/CLASS (or training) and PATH/test/CLASS (or testing, val, valid, validation), or all in
+    PATH/CLASS.
 
     Classes are the subfolders in sorted order. An image's id is its position in its split, sorted by
     class and file name. Without a test folder, images 0, 5, 10, ... in that order are the test split
     and ids are positions in the undivided order.
 
     Raises:
-        InputError: no classes, a class without images, a test class that has no training images, a
-            file that cannot be decoded, or mixed sizes and image_size is None.
+        InputError: no classes, a class without images or named like a split, a test class that has no training
+            images, a file that cannot be decoded, or mixed sizes and image_size is None.
     """
-    train_path = path / "train" if _has_folders(path / "train") else path
-    test_path = next((path / t for t in TEST_FOLDERS if _has_folders(path / t)), None)
-    train_source = _discover(train_path)
+    train_path, test_path = _find_split(path, TRAIN_FOLDERS), _find_split(path, TEST_FOLDERS)
+    train_source = _discover(train_path or path)
     class_names = tuple(train_source.classes)
+    if train_path is None:
+        _check_undivided(path, class_names)
     train = _read(train_source, class_names, image_size)
-    if train_path == path or test_path is None:
+    if train_path is None or test_path is None:
         return Dataset(name, *hold_out(train, name), class_names)
     test = _read(_discover(test_path), class_names, image_size)
     return Dataset(name, *match_channels(train, test), class_names)
+
+
+def _find_split(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the folder of a split: that of the first of `names`, in whatever case, that has subfolders."""
+    folders = {entry.name.casefold(): entry for entry in sorted(path.iterdir())} if path.is_dir() else {}
+    return next((folders[name] for name in names if name in folders and _has_folders(folders[name])), None)
+
+
+def _check_undivided(path: Path, class_names: Sequence[str]) -> None:
+    for name in class_names:
+        if name.casefold() in (*TRAIN_FOLDERS, *TEST_FOLDERS):
+            raise InputError(
+                f"{path} has a folder {name!r} beside folders that would be classes, too; call the training images' "
+                f"folder 'train' (with one subfolder a class), or rename {name!r} if it is a class."
+            )
 
 
 def _has_folders(path: Path) -> bool:

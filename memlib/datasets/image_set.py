@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 
@@ -18,7 +18,7 @@ class ImageSet:
     held here: they name an example in every result table.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]  # floating-point ones are a model's inputs as they are
     labels: Int64[Tensor, " n"]
     ids: Int64[Tensor, " n"]
 
