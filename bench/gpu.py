@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def parts(options: argparse.Namespace, device: torch.device, until: float) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0 the parts are done, 1 a check did not hold, 2 bad input, 3 time is over."""
+    """Run the command: 0 the parts are done, 1 a check did not hold or a part failed, 2 bad input, 3 time is over."""
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -84,6 +85,11 @@ def _run(chosen: Mapping[str, Part], options: argparse.Namespace, device: torch.
         except OutOfTime as over:
             print(f"{over}: start the same command again to continue.")
             return UNFINISHED
+        except Exception:  # the parts that follow may do all the same
+            traceback.print_exc()
+            print(f"== {name} FAILED", flush=True)
+            status = FAILED
+            continue
         facts = {**machine(device), "tiny": options.tiny, "part_seconds": time.monotonic() - started}
         save_to(options.out, f"gpu_{name}", {**facts, **measured})
         print(f"== {name} done after {facts['part_seconds']:.0f} s", flush=True)

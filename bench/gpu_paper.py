@@ -1,7 +1,7 @@
 """The paper's own runs on one card: ResNet-9 with all experiments, a part a run, tables kept and checkpoints not.
 
-A run that is interrupted continues where its files are still there; where the checkpoints are gone (another
-machine), the whole run is begun anew, so that all its rows come from one training.
+A run that is interrupted continues where its files are still there. Units that are done stay; the ones that are not
+need the run's checkpoints, so those travel with its tables if it is to go on on another machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
 from memlib.experiments import ExperimentsConfig
-from memlib.holdings import holdings, is_finished
 from memlib.layer_groups import layer_groups
 from memlib.models import build_model
 from memlib.pruning import model_size
@@ -31,7 +30,7 @@ from sweeps.plan import load_preset, plan_runs, with_axes
 
 MODEL = "resnet9"
 FINISHED = "finished"  # a file in a run's folder once its checkpoints are not needed any more
-RESERVE = 1.2  # a task is begun if this many times the longest so far is left
+RESERVE = 1.2  # work is begun if this many times its seconds are left
 
 
 class OutOfTime(Exception):
@@ -47,7 +46,7 @@ class Places:
     until: float
 
     def check(self, seconds: float, *, what: str) -> None:
-        """Raise OutOfTime if less is left than `what` needs, which took up to `seconds` so far."""
+        """Raise OutOfTime if less is left than `what` needs, about `seconds`."""
         left = self.until - time.monotonic()
         if left < RESERVE * seconds:
             raise OutOfTime(f"{what} may take longer than the {left:.0f} s that are left")
@@ -62,15 +61,18 @@ def perform_main(dataset_name: str, seed: int, sizes: Sizes, device: torch.devic
     ((run, wanted),) = _planned(dataset_name, seed, sizes, ("none",)).items()
     dataset = load(dataset_name, sizes, places.data)
     folder = places.results / f"{dataset_name}-{seed}"
-    store = _continued(run, folder)
+    store = create_results(folder)
+    longest = dict(sizes.first_seconds)
+    if run.run_id not in store.finished_runs():
+        places.check(longest["training"], what=f"{folder.name}, its training")
     trained = _train(run, dataset, store, device)
     tasks = plan_tasks(run, wanted, layer_groups(build_network(run, dataset)).names)
     done = {name: done_units(store, name) for name in EXPERIMENTS}
-    longest: dict[str, float] = {}
     for task in missing_tasks(tasks, done):
-        places.check(longest.get(task.experiment, 0.0), what=f"{folder.name}, a task of {task.experiment}")
-        seconds = _perform(task, dataset, store, device)
-        longest[task.experiment] = max(seconds, longest.get(task.experiment, 0.0))
+        places.check(longest[task.experiment], what=f"{folder.name}, a task of {task.experiment}")
+        longest[task.experiment] = max(_perform(task, dataset, store, device), longest[task.experiment])
+    # A search is repeated twice, once with every operation counted.
+    places.check(3 * longest["critical_units"], what=f"{folder.name}, the rate of the search")
     found = {"runs": [trained], "experiments": _times(store), "search": _search_rate(tasks, dataset, store, device)}
     _finish(folder)
     print(found)
@@ -88,7 +90,7 @@ def perform_table1(
     dataset = load(dataset_name, sizes, places.data)
     folder = places.results / f"{dataset_name}-{seed}-table1"
     store = create_results(folder)
-    trained, longest = [], 0.0
+    trained, longest = [], sizes.first_seconds["training"]
     for run in _planned(dataset_name, seed, sizes, sizes.dropouts):
         places.check(longest, what=f"{folder.name}, a run")
         started = time.monotonic()
@@ -122,15 +124,6 @@ def _finish(folder: Path) -> None:
     """Keep the tables and let the checkpoints go."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / FINISHED).touch()
-
-
-def _continued(run: RunConfig, folder: Path) -> ResultStore:
-    """Return the run's store, emptied if the checkpoints its experiments were computed from are gone."""
-    if folder.exists():
-        store = create_results(folder)
-        if run.run_id in store.finished_runs() and not is_finished(run, holdings(store)):
-            shutil.rmtree(folder)
-    return create_results(folder)
 
 
 def _train(run: RunConfig, dataset: Dataset, store: ResultStore, device: torch.device) -> dict[str, object]:

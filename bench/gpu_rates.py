@@ -66,7 +66,8 @@ def _training_rates(name: str, batch: int, sizes: Sizes, device: torch.device) -
 def _evaluation_rates(name: str, sizes: Sizes, device: torch.device) -> Iterator[Rate]:
     flops = model_size(network(name, sizes, device=torch.device("cpu")), sizes.shape).flops
     model = network(name, sizes, device=device).eval()
-    images, labels, _ = (t.to(device) for t in random_batch(max(sizes.evaluation_batches), sizes.shape))
+    images, labels, _ = random_batch(max(sizes.evaluation_batches), sizes.shape)
+    images = images.to(device)  # as in a run, whose labels are moved by each evaluation
     ways = {f"evaluation by {b}": _evaluation(model, images, labels, b) for b in sizes.evaluation_batches}
     for work, times in time_in_turn(ways, sizes.rounds, device).items():
         images_per_second = len(images) / statistics.median(times)
@@ -83,19 +84,25 @@ def measure_ways(sizes: Sizes, device: torch.device) -> dict[str, object]:
     data = random_batch(batch, sizes.shape)
     models = {way: network(name, sizes, device=device, dropout=False) for way in ("as it is", "compiled")}
     models["compiled"].compile(backend="inductor" if device.type == "cuda" else "aot_eager")
-    steps: dict[str, Callable[[], object]] = {
-        way: ours(data, "auto", device, model=model) for way, model in models.items()
-    }
+    steps: dict[str, Callable[[], object]] = {}
     skipped: list[str] = []
+    for way, model in models.items():
+        step = ours(data, "auto", device, model=model)
+        try:
+            _repeat(step, CAPTURE_WARM_UP)()  # as many steps as a capture's warm-up takes
+            steps[way] = step
+        except Exception as error:  # noqa: BLE001 - a compiler that is not there raises what it likes
+            skipped.append(f"{way}: {type(error).__name__}: {error}")
     if device.type == "cuda":
         models["CUDA graph"] = network(name, sizes, device=device, dropout=False)
-        steps["CUDA graph"] = captured(ours(data, "auto", device, model=models["CUDA graph"]))
-        for way in ("as it is", "compiled"):  # as many steps as the capture's warm-up took
-            _repeat(steps[way], CAPTURE_WARM_UP)()
+        try:
+            steps["CUDA graph"] = captured(ours(data, "auto", device, model=models["CUDA graph"]))
+        except RuntimeError as error:
+            skipped.append(f"CUDA graph: {error}")
     else:
         skipped.append("CUDA graph: no CUDA device")
     seconds = time_in_turn({k: _repeat(s, sizes.steps) for k, s in steps.items()}, sizes.rounds, device)
-    weights = {way: torch.cat([p.detach().flatten() for p in model.parameters()]) for way, model in models.items()}
+    weights = {way: torch.cat([p.detach().flatten() for p in models[way].parameters()]) for way in steps}
     base = weights["as it is"]
     rows = [
         {

@@ -2,45 +2,57 @@
 
 (a) k processes at once, each training its own network (what the sweep does with fractions of a GPU);
 (b) one process whose step trains k networks stacked along a new axis (`torch.func.vmap`): the same numbers
-as k steps apart, to rounding. One process with one network is the reference.
+as k steps apart, to rounding. Its images are laid out channels first and its BatchNorms compute in float32, for
+under `vmap` a GPU's refuse bfloat16 beside float32 statistics. One process with one network is the reference.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
-from gpu_sizes import PAPER, TINY, Sizes, network
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from training import Batch, ours, random_batch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from memlib.batches import normalize
-from memlib.config import Precision
-from memlib.precision import autocast, resolve_precision
+sys.path.insert(0, str(Path(__file__).parents[1]))  # in a process of its own, where memlib is not installed
+
+from gpu_sizes import PAPER, TINY, Sizes, network  # noqa: E402
+from training import Batch, ours, random_batch  # noqa: E402
+
+from memlib.batches import normalize  # noqa: E402
+from memlib.config import Precision  # noqa: E402
+from memlib.precision import autocast, resolve_precision  # noqa: E402
 
 MODEL = "resnet9"
 
 
 def measure_sharing(sizes: Sizes, device: torch.device) -> dict[str, object]:
-    """Return a row a number of seeds and way: images/s of all together, and the ratio to the first row's."""
-    batch, rows = sizes.models[MODEL], []
+    """Return a row a number of seeds and way: images/s of all together, and the ratio to the first row's.
+
+    A way that fails is told in `skipped`; the others' rows stay.
+    """
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
     for k in sizes.seeds:
-        found = {"processes": at_once(k, sizes, device), "one program": _stacked_rate(k, sizes, device)}
-        for way, rate in found.items():
-            rows.append({"seeds": k, "way": way, "images_per_second": rate})
-    alone = rows[0]["images_per_second"]
+        for way, measure in {"processes": at_once, "one program": _stacked_rate}.items():
+            try:
+                rows.append({"seeds": k, "way": way, "images_per_second": measure(k, sizes, device)})
+            except RuntimeError as error:
+                skipped.append(f"{way}, {k} seeds: {error}")
+                print(skipped[-1], flush=True)
     for row in rows:
-        row["times_as_fast"] = row["images_per_second"] / alone
+        row["times_as_fast"] = row["images_per_second"] / rows[0]["images_per_second"]
         print(row)
-    return {"model": MODEL, "batch": batch, "rows": rows}
+    return {"model": MODEL, "batch": sizes.models[MODEL], "rows": rows, "skipped": skipped}
 
 
 def at_once(k: int, sizes: Sizes, device: torch.device) -> float:
@@ -54,13 +66,13 @@ def at_once(k: int, sizes: Sizes, device: torch.device) -> float:
     try:
         for worker in workers:  # all are warm before any begins
             if _pipe(worker.stdout).readline().strip() != "ready":
-                raise SystemExit("a worker that was to share the card ended before it began; see its error above.")
+                raise RuntimeError("a worker that was to share the card ended before it began; see its error above.")
         for worker in workers:
             _pipe(worker.stdin).write("go\n")
             _pipe(worker.stdin).flush()
         return sum(float(_pipe(worker.stdout).readline()) for worker in workers)
     finally:
-        for worker in workers:
+        for worker in workers:  # one that still waits for its turn reads the end of its input, and ends
             worker.communicate()
 
 
@@ -69,7 +81,10 @@ def stacked_step(
 ) -> tuple[Callable[[], None], dict[str, Tensor]]:
     """Return a training step with accounting of all models at once, and their stacked parameters."""
     parameters, buffers = stack_module_state(list(models))
-    skeleton = models[0]
+    skeleton = copy.deepcopy(models[0])
+    for module in skeleton.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     optimizer = torch.optim.SGD(list(parameters.values()), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images, labels, is_noisy = (torch.stack([batch[i] for batch in batches]).to(device) for i in range(3))
     sums = [[torch.zeros_like(p) for p in parameters.values()] for _ in range(2)]

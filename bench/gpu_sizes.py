@@ -24,6 +24,7 @@ class Sizes:
     models: batch size of a training step by model name. evaluation_batches: images a forward pass.
     seeds: numbers of networks trained at once on one card, the first is the reference. steps: of a timed round.
     worker_seconds: for which processes that share the card are timed.
+    first_seconds: what training a run and a task of each experiment may take, until one has been timed.
     preset, datasets, run_seeds, dropouts, run_settings: the sweep whose runs are computed; `dropouts` are Table 1's.
     """
 
@@ -35,6 +36,7 @@ class Sizes:
     steps: int
     rounds: int
     worker_seconds: float
+    first_seconds: Mapping[str, float]
     preset: str
     datasets: tuple[str, ...]
     run_seeds: tuple[int, ...]
@@ -51,6 +53,7 @@ PAPER = Sizes(
     steps=20,
     rounds=5,
     worker_seconds=10.0,
+    first_seconds={"training": 180, "rewinding": 60, "retraining": 90, "critical_units": 120},
     preset="paper",
     datasets=("cifar10", "mnist"),
     run_seeds=(0, 1, 2),
@@ -66,6 +69,7 @@ TINY = Sizes(
     steps=1,
     rounds=1,
     worker_seconds=0.2,
+    first_seconds=dict.fromkeys(("training", "rewinding", "retraining", "critical_units"), 0.0),
     preset="quick",
     datasets=("digits",),
     run_seeds=(0,),

@@ -17,7 +17,8 @@ from memlib.code_version import code_version
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-COPIED_BYTES = 2**28  # far beyond the caches
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # far beyond the caches, and long beside a launch
+LARGEST_MATRIX = {"cpu": 2048, "cuda": 16_384}
 LONG_ENOUGH = 0.05  # seconds of one matrix product
 
 
@@ -65,7 +66,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     Of the largest matrices whose product takes no longer than it needs to be timed: a CPU without instructions for
     `dtype` is hundreds of times slower than one that has them.
     """
-    n, largest = 256, 8192 if device.type == "cuda" else 2048
+    n, largest = 256, LARGEST_MATRIX[device.type]
     while (seconds := _product_seconds(n, dtype, device)) < LONG_ENOUGH and n < largest:
         n *= 2
     return 2 * n**3 / seconds
@@ -83,10 +84,10 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
 
 def bandwidth(device: torch.device) -> float:
     """Return bytes/s of copying memory, read and written bytes both counted."""
-    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    source = torch.ones(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     (times,) = time_in_turn({"x": lambda: target.copy_(source)}, 5, device).values()
-    return 2 * COPIED_BYTES / statistics.median(times)
+    return 2 * source.nbytes / statistics.median(times)
 
 
 def machine(device: torch.device) -> dict[str, object]:

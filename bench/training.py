@@ -132,7 +132,8 @@ def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str,
     with profile(acc_events=True) as profiler:
         for _ in range(steps):
             step()
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    kind = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    times = {event.key: getattr(event, kind) for event in profiler.key_averages()}
     total = sum(times.values())
     return sorted(((name, t / total) for name, t in times.items()), key=lambda item: -item[1])[:8]
 

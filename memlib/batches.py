@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from memlib.augmentation import augment, draw_augmentation
+from memlib.chunks import free_memory
 from memlib.config import TrainingConfig
 from memlib.seeds import stream
 
@@ -23,8 +24,8 @@ def place_images(images: UInt8[Tensor, "n c h w"], device: torch.device) -> UInt
     """Return the images on `device`, or in pinned host memory if they would fill more than half of a GPU."""
     if device.type != "cuda":
         return images
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.to(device) if images.nbytes <= SHARE_OF_FREE_MEMORY * free else images.pin_memory()
+    fits = images.nbytes <= SHARE_OF_FREE_MEMORY * free_memory(device)
+    return images.to(device) if fits else images.pin_memory()
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> Int64[Tensor, " n"]:

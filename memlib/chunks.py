@@ -31,8 +31,13 @@ def memory_budget(device: torch.device) -> int:
     """Return the bytes that a chunk's activations and their gradients may take unless the caller says otherwise."""
     if device.type != "cuda":
         return CPU_BUDGET
+    return int(SHARE_OF_FREE_MEMORY * free_memory(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process can have: what is free, and what PyTorch holds back unused."""
     free, _ = torch.cuda.mem_get_info(device)
-    return int(SHARE_OF_FREE_MEMORY * free)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def images_at_once(images: Tensor, most: int) -> int:

@@ -139,10 +139,11 @@ def _predict(
     images, labels, ids = examples
     if len(images) != len(labels):
         raise InputError(f"there are {len(images)} images and {len(labels)} labels; give as many of both.")
+    labels = labels.to(device)  # once: a batch's would wait for the batch's forward pass
     pieces = _judge_logits(
         model,
-        (images, ids),
-        lambda logits, chosen: _judge(logits, labels[chosen].to(device)),
+        (images, None if ids is None else ids.to(device)),
+        lambda logits, chosen: _judge(logits, labels[chosen]),
         device=device,
         batch_size=batch_size,
         precision=precision,
@@ -164,7 +165,7 @@ def _judge_logits(
 
     def work(chosen: slice) -> T:
         inputs = model_inputs(images[chosen], device)
-        with_ids = {} if ids is None else {"ids": ids[chosen].to(device)}
+        with_ids = {} if ids is None else {"ids": ids[chosen]}
         with autocast(precision, device):
             logits = class_logits(model, model(inputs, **with_ids))
         return judge(logits.float(), chosen)

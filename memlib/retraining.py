@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs, split_order, steps_per_epoch
 from memlib.checkpoints import check_state
-from memlib.chunks import ChunkSize, images_at_once, run_if_it_fits, run_in_chunks
+from memlib.chunks import ChunkSize, images_at_once, memory_budget, run_if_it_fits, run_in_chunks
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
 from memlib.layer_groups import LayerGroups, check_groups, layer_groups
@@ -34,7 +34,7 @@ from memlib.schedules import learning_rate
 from memlib.seeds import global_stream, stream
 from memlib.training import Diverged
 
-MEMORY_BUDGET = 2 * 2**30  # bytes of kept prefix outputs; what does not fit is computed batch by batch
+CPU_BUDGET = 2 * 2**30  # bytes of kept prefix outputs; what does not fit is computed batch by batch
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,14 @@ class Retraining:
     examples and the earlier state are handed in.
     seed: of the order of the examples, and of dropout inside the groups.
     groups: the layer groups; None for those `layer_groups` finds.
-    memory_budget: bytes of kept prefix outputs; moves no number beyond float32 rounding.
+    memory_budget: bytes of kept prefix outputs; None for 2 GiB on a CPU, and a quarter of what is free of a GPU. Moves
+    no number beyond float32 rounding.
     """
 
     config: RetrainingConfig = field(default_factory=RetrainingConfig)
     seed: int = 0
     groups: LayerGroups | None = None
-    memory_budget: int = MEMORY_BUDGET
+    memory_budget: int | None = None
 
 
 def retrain(
@@ -104,11 +105,15 @@ def retrain(
         suffix = cut_before(reset, [chosen], groups, model_inputs(train_on[0][:2], device))[0]
         modules = _inside(suffix.network, chosen, groups)
         trained = _Trained(reset, suffix, parameters, modules, device, images_at_once(train_on[0], CHUNK_SIZE))
-        prefix = _PrefixOutputs(trained, how.memory_budget)
-        train_source = (prefix.source(train_on[0]), train_on[1])
-        sources = {name: (prefix.source(images), labels) for name, (images, labels) in splits.items()}
+        prefix = _PrefixOutputs(trained, _budget(device) if how.memory_budget is None else how.memory_budget)
+        train_source = (prefix.source(train_on[0]), train_on[1].to(device))
+        sources = {name: (prefix.source(images), labels.to(device)) for name, (images, labels) in splits.items()}
         curve = tuple(_train(trained, train_source, sources, how))
     return Retrained(reset, curve)
+
+
+def _budget(device: torch.device) -> int:
+    return memory_budget(device) if device.type == "cuda" else CPU_BUDGET
 
 
 BatchSource = Callable[[Int64[Tensor, " b"]], Tensor]  # positions -> logits
@@ -245,7 +250,7 @@ def _train_epoch(
     """Train for one epoch and return how many examples were predicted right, each before its step."""
     source, labels = train_on
     per_epoch = steps_per_epoch(len(labels), how.config.batch_size)
-    order = torch.randperm(len(labels), generator=stream(how.seed, "retraining_order", epoch))
+    order = torch.randperm(len(labels), generator=stream(how.seed, "retraining_order", epoch)).to(trained.device)
     n_right = torch.zeros((), dtype=torch.int64, device=trained.device)
     loss = torch.zeros((), device=trained.device)
     for module in trained.modules:
@@ -255,7 +260,7 @@ def _train_epoch(
             optimizer.param_groups[0]["lr"] = learning_rate(
                 how.config, step=(epoch - 1) * per_epoch + index, steps=how.config.epochs * per_epoch
             )
-            assigned = labels[positions].to(trained.device)
+            assigned = labels[positions]
             logits = source(positions)
             optimizer.zero_grad()
             loss = F.cross_entropy(logits, assigned)
@@ -277,8 +282,8 @@ def _measure(
     splits: Mapping[str, tuple[BatchSource, Tensor]], trained: _Trained, *, epoch: int
 ) -> Iterator[RetrainingAccuracy]:
     def count_right(chunk: slice, source: BatchSource, labels: Tensor) -> Int64[Tensor, ""]:
-        positions = torch.arange(chunk.start, chunk.stop)
-        return (source(positions).argmax(dim=1) == labels[chunk].to(trained.device)).sum()
+        positions = torch.arange(chunk.start, chunk.stop, device=trained.device)
+        return (source(positions).argmax(dim=1) == labels[chunk]).sum()
 
     for split, (source, labels) in splits.items():
         work = partial(count_right, source=source, labels=labels)

@@ -153,12 +153,12 @@ def _move(rewound: _Rewound, device: torch.device) -> _Rewound:
 def _measure(
     model: nn.Module, rewound: Sequence[_Rewound], split: str, examples: Examples, how: Measurement
 ) -> Iterator[RewoundAccuracy]:
-    images, labels = examples
     device = next(model.parameters()).device
+    images, labels = examples[0], examples[1].to(device)
 
     def work(chunk: slice) -> Int64[Tensor, " r"]:
         inputs, boundary = _run_prefix(model, rewound, images[chunk], how)
-        assigned = labels[chunk].to(device)
+        assigned = labels[chunk]
         correct = torch.zeros(len(rewound), dtype=torch.int64, device=device)
         for i, r in enumerate(rewound):
             with autocast(how.precision, device):

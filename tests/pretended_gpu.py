@@ -91,6 +91,8 @@ def pretended_gpu(*, free: int = 2**33) -> Iterator[torch.device]:
             "is_available": lambda: True,
             "is_bf16_supported": lambda: True,
             "mem_get_info": lambda device: (free, 2 * free),
+            "memory_reserved": lambda device: 0,
+            "memory_allocated": lambda device: 0,
             "get_device_name": lambda device: "none at all",
             "device": nullcontext,
             "get_rng_state": lambda device: torch.empty(0),

@@ -54,7 +54,17 @@ def test_a_part_measures_and_keeps_its_rows_with_the_machine(perform, part):
 
 
 def test_a_run_that_time_cuts_off_continues_without_training_again_and_leaves_its_tables(perform, capsys):
+    import gpu_paper
+
+    def check(places, seconds, *, what):
+        if "task" in what:
+            raise gpu_paper.OutOfTime(what)
+
     assert perform("--part", "digits-0", "--minutes", "0") == 3
+    assert "its training may take longer than the" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_paper.Places, "check", check)
+        assert perform("--part", "digits-0") == 3
     (trained,) = (perform.folder / "results" / "digits-0" / "runs").iterdir()
     before = trained.stat().st_mtime_ns
     assert perform("--part", "digits-0") == 0
@@ -72,6 +82,35 @@ def test_a_run_that_time_cuts_off_continues_without_training_again_and_leaves_it
     assert perform("--list") == 0
     listed = dict(line.split()[1:3] for line in capsys.readouterr().out.splitlines())
     assert listed["digits-0"] == listed["tables"] == "done"
+
+
+def test_the_processes_that_share_a_card_need_memlib_not_installed():
+    """As on a machine where the script lies in a checkout and nothing was installed: no editable install is seen."""
+    site = Path(torch.__file__).parents[1]
+    command = [sys.executable, "-S", str(BENCH / "gpu_sharing.py"), "--help"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_fails_is_told_and_neither_its_part_nor_the_next_is_lost(perform, gpu, capsys, monkeypatch):
+    import gpu_checks
+    import gpu_sharing
+
+    def fail(*_arguments):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu_checks, "_masks", fail)
+    monkeypatch.setattr(gpu_sharing, "_stacked_rate", fail)
+    monkeypatch.setattr(gpu, "measure_rates", fail)
+    assert perform("--again", "--part", "rates", "checks", "sharing") == 1
+    shown = capsys.readouterr()
+    assert "RuntimeError: no such kernel" in shown.err
+    assert "== rates FAILED" in shown.out
+    rows = saved(perform, "checks")["rows"]
+    assert [row["check"] for row in rows if row["held"] is False] == ["masks"]
+    assert len(rows) > 5
+    assert saved(perform, "sharing")["skipped"] == ["one program, 2 seeds: no such kernel"]
+    assert [row["way"] for row in saved(perform, "sharing")["rows"]] == ["processes"]
 
 
 def test_a_part_that_does_not_exist_and_a_gpu_that_is_missing_are_named(perform, gpu, capsys, monkeypatch):
