@@ -3,7 +3,7 @@
 Public names, by the question they answer; importing this package loads nothing heavy, each name is
 loaded when it is first used.
 
-- Whose gradient moves which layer? `split_gradients`, `summarize_groups`
+- Whose gradient moves which layer? `split_gradients`, `zero_sums`, `add_to_sums_`, `summarize_groups`
 - What are a network's layer groups? `layer_groups`
 - Which of them can go back in time? `rewinding_accuracies`, `rewind`, `Measurement`
 - Does a reset one learn noisy labels again that it never saw? `retrain`, `Retraining`
@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from memlib.example_tied_dropout import set_mode as set_mode
     from memlib.example_tied_dropout import tie as tie
     from memlib.experiments import CriticalUnitsConfig as CriticalUnitsConfig
+    from memlib.gradient_accounting import add_to_sums_ as add_to_sums_
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
+    from memlib.gradient_accounting import zero_sums as zero_sums
     from memlib.label_noise import add_label_noise as add_label_noise
     from memlib.label_noise import flip_labels as flip_labels
     from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
@@ -75,6 +77,7 @@ _HOMES = {
     "RunConfig": "config",
     "accuracy": "evaluation",
     "add_label_noise": "label_noise",
+    "add_to_sums_": "gradient_accounting",
     "build_config": "config",
     "build_model": "models",
     "create_results": "results",
@@ -106,6 +109,7 @@ _HOMES = {
     "take_examples": "critical_units",
     "tie": "example_tied_dropout",
     "train": "training",
+    "zero_sums": "gradient_accounting",
 }
 
 

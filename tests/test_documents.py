@@ -24,6 +24,7 @@ def blocks(document, language):
     ("document", "printed"),
     [
         ("README.md", "'group': 'classifier'"),
+        ("docs/gradients.md", "noisy over clean norm"),
         ("docs/layers.md", "epoch  0: "),
         ("docs/example_tied_dropout.md", "noisy"),
         ("docs/neurons.md", "without the units of example"),
