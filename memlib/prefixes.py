@@ -72,7 +72,7 @@ def cut_before(
     with torch.no_grad(), evaluation_mode(model):
         trace = _trace(model, example)
         expected = class_logits(model, model(example))
-        return [_try_cut(model, trace, _owners(chosen, groups), example, expected) for chosen in sets]
+        return [_try_cut(model, trace, _owners(model, chosen, groups), example, expected) for chosen in sets]
 
 
 def _try_cut(
@@ -191,9 +191,15 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, _Call]:
     return calls
 
 
-def _owners(chosen: Iterable[str], groups: LayerGroups) -> set[str]:
-    tensors = [name for group in chosen for name in (*groups.parameters[group], *groups.buffers[group])]
-    return {name.rpartition(".")[0] for name in tensors}
+def _owners(model: nn.Module, chosen: Iterable[str], groups: LayerGroups) -> set[str]:
+    """Return the names of the modules that hold a tensor of the groups, under whatever name: tensors may be shared."""
+    names = {name for group in chosen for name in (*groups.parameters[group], *groups.buffers[group])}
+    everywhere = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    tensors = {id(tensor) for name, tensor in everywhere if name in names}
+    return {name.rpartition(".")[0] for name, tensor in everywhere if id(tensor) in tensors}
 
 
 def _cut(model: nn.Module, trace: Mapping[str, _Call], cut: int, behind: frozenset[str], example: Tensor) -> Suffix:

@@ -101,6 +101,7 @@ def test_what_fails_is_told_and_neither_its_part_nor_the_next_is_lost(perform, g
 
     monkeypatch.setattr(gpu_checks, "_masks", fail)
     monkeypatch.setattr(gpu_sharing, "_stacked_rate", fail)
+    monkeypatch.setattr(gpu_sharing, "at_once", lambda *_arguments: 7.0)
     monkeypatch.setattr(gpu, "measure_rates", fail)
     assert perform("--again", "--part", "rates", "checks", "sharing") == 1
     shown = capsys.readouterr()

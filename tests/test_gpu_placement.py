@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pretended_gpu import OnGPU, pretended_gpu
 
 import memlib
-from memlib.config import DropoutConfig, ModelConfig
+from memlib.config import CheckpointConfig, DropoutConfig, ModelConfig
 from memlib.datasets import Dataset
 from memlib.experiments import (
     CriticalUnitsConfig,
@@ -90,8 +90,8 @@ def perform_all(run, experiments, dataset, folder, device):
 def test_a_run_and_its_experiments_write_the_same_tables_as_on_a_cpu(small_run, digits, tmp_path, changes, experiments):
     some = digits.train.take(torch.arange(40)), digits.test.take(torch.arange(10))
     few = Dataset("digits", *some, digits.class_names)
-    training = replace(small_run.training, epochs=2, batch_size=16, augment=("crop",))
-    run = replace(small_run, training=training, **changes)
+    training = replace(small_run.training, epochs=1, batch_size=16, augment=("crop",))
+    run = replace(small_run, training=training, checkpoints=CheckpointConfig(epochs=(0,)), **changes)
     expected = perform_all(run, experiments, few, tmp_path / "cpu", CPU)
     assert expected.keys() >= WRITTEN | (BY_EXPERIMENTS if experiments is EXPERIMENTS else set())
     with pretended_gpu() as gpu:

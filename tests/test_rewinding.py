@@ -263,6 +263,27 @@ def test_recalibrated_statistics_are_the_average_over_chunks_of_what_the_rewound
     assert found[0].accuracy == plain_accuracy(plain, examples["test"])
 
 
+class SharedWeight(nn.Module):
+    """Its first layer has the weight of its last, under whose name it is registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(12, 12, bias=False)
+        self.first = nn.Linear(12, 12, bias=False)
+        self.first.weight = self.last.weight
+
+    def forward(self, inputs):
+        return self.last(self.first(inputs.flatten(1)[:, :12]).relu())[:, :10]
+
+
+def test_a_tensor_that_an_earlier_layer_shares_goes_back_there_too():
+    model, earlier = SharedWeight(), SharedWeight().state_dict()
+    examples = (images(200, size=4), labels(200))
+    found = rewinding_accuracies(model, {0: earlier}, {"test": examples}, sets=[("last",)])
+    assert found[0].accuracy == plain_accuracy(rewind(model, earlier, ["last"]), examples)
+    assert found[0].accuracy != plain_accuracy(model, examples)
+
+
 class UncuttableAtRoot(nn.Module):
     """Its last group has a parameter that no module of its own holds, so the network is not cut in front of it."""
 
