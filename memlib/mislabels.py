@@ -237,7 +237,14 @@ def verdict(
 
 
 def subjects_of(example_ids: Int[np.ndarray, " _"], labels: Int[np.ndarray, " _"]) -> Labels:
-    """Return the examples that are judged; raises InputError unless each comes once, with one label."""
+    """Return the examples that are judged; raises InputError unless each comes once, with one label, a whole number."""
+    example_ids, labels = np.asarray(example_ids), np.asarray(labels)
+    for name, given in (("example ids", example_ids), ("labels", labels)):
+        if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+            raise InputError(
+                f"the {name} are an array of shape {given.shape} and type {given.dtype}; give one whole number an "
+                "example (of several labels an example, judge each label by itself)."
+            )
     if len(labels) == 0 or len(example_ids) != len(labels):
         raise InputError(f"there are {len(labels)} labels for {len(example_ids)} examples; give one label an example.")
     ids, counts = np.unique(example_ids, return_counts=True)

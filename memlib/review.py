@@ -10,16 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from memlib.config import config_from_json
 from memlib.datasets import load_dataset
 from memlib.errors import InputError, unknown
 from memlib.holdings import check_same_images
+from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.mislabels import Mislabels
 from memlib.results import ResultStore, open_results
 from memlib.review_page import MOST, review_page
-from memlib.run_mislabels import find_mislabels_of_run
+from memlib.run_mislabels import find_mislabels_of_run, noise_of_run
 
 PREFERRED = ("cleanlab", "loss_rise", "aum")  # out-of-sample evidence first: docs/mislabels.md
 
@@ -80,11 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         store = open_results(given.results)
         shown = write_review_page(store, given.run_id, given.out, data=given.data, method=given.method, most=given.most)
+        planted = _tell_noise(shown, noise_of_run(store, given.run_id))
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(f"{given.out}: suspects by {shown.method}; open it in a browser\n")
+    sys.stdout.write(f"{given.out}: suspects by {shown.method}; open it in a browser\n{planted}")
     return 0
+
+
+def _tell_noise(verdict: Mislabels, is_noisy: Bool[np.ndarray, " n"]) -> str:
+    """Say that the run's own label noise is among the suspects, and how well it is found; nothing without noise."""
+    if not is_noisy.any():
+        return ""
+    auroc = evaluate_mislabels(verdict, is_noisy).auroc
+    return (
+        f"{is_noisy.sum()} of its {len(is_noisy)} labels were made wrong on purpose and are among them (AUROC "
+        f"{auroc:.3f}); to look for wrong labels of your own, train with --noise 0\n"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from memlib.mislabels import Judged, Labels, Mislabels, by_dropping, by_dynamics
 from memlib.results import ResultStore
 from memlib.training_dynamics import NEVER, DynamicsSummary
 
-TABLES = ("examples", "dynamics", "cross_validation")
+TABLES = ("dynamics", "cross_validation")  # beside the examples
 _OF_EXAMPLES = ("example_id", "assigned", "is_noisy", "prediction", "margin", "loss")
 _MAY_NEVER_BE = ("first_learned", "last_mistake")
 
@@ -39,12 +39,25 @@ def find_mislabels_of_run(store: ResultStore, run_id: str) -> dict[str, Mislabel
     Raises:
         InputError: the run has no examples in the store, or it was cross-validated and cleanlab is not installed.
     """
-    tables = {name: store.read(name).filter(pc.field("run_id") == run_id) for name in TABLES}
-    if tables["examples"].num_rows == 0:
+    trained = trained_examples(_examples_of(store, run_id))
+    dynamics, folds = (store.read(name).filter(pc.field("run_id") == run_id) for name in TABLES)
+    return {**from_training(trained, dynamics), **from_cross_validation(trained, folds)}
+
+
+def _examples_of(store: ResultStore, run_id: str) -> pa.Table:
+    examples = store.read("examples").filter(pc.field("run_id") == run_id)
+    if examples.num_rows == 0:
         raise InputError(f"run {run_id} has no examples in {store.storage.location}; it is not there or not finished.")
-    trained = trained_examples(tables["examples"])
-    found = from_training(trained, tables["dynamics"])
-    return {**found, **from_cross_validation(trained, tables["cross_validation"])}
+    return examples
+
+
+def noise_of_run(store: ResultStore, run_id: str) -> Bool[np.ndarray, " n"]:
+    """Return which of a run's training labels label noise made wrong, in order of the ids: for evaluation only.
+
+    Raises:
+        InputError: the run has no examples in the store.
+    """
+    return trained_examples(_examples_of(store, run_id)).is_noisy
 
 
 def trained_examples(examples: pa.Table) -> TrainedExamples:

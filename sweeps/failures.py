@@ -6,6 +6,8 @@ import os
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from memlib.errors import InputError
 from memlib.results import ResultStore, open_results
 from memlib.storage import Patience, StorageRefused, is_disk_full
@@ -65,6 +67,11 @@ def describe_error(error: Exception) -> str:
         return f"{error.strerror}; run the same command again when it answers: what was written is kept"
     if isinstance(error, InputError | Diverged):
         return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU's memory is too small for it, or for what shares the card with it; lower training.batch_size (or "
+            f"retraining.batch_size), or give each a whole card (GPU_SHARE in sweeps/resources.py): {error}"
+        )
     return "".join(traceback.format_exception(error)).strip()
 
 

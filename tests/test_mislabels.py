@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -352,3 +353,18 @@ def test_a_method_without_its_evidence_is_left_out(judged, tmp_path):
         memlib.find_mislabels_of_run(other, run.run_id)
     with pytest.raises(InputError, match="run 0123 has no examples"):
         memlib.find_mislabels_of_run(store, "0123")
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "message"),
+    [
+        ("[0, 1]", "[[1], [0]]", "the labels are an array of shape (2, 1) and type int64; give one whole number an"),
+        ("[0, 1]", "[1.0, 0.0]", "the labels are an array of shape (2,) and type float64"),
+        ("['a', 'b']", "[1, 0]", "the example ids are an array of shape (2,)"),
+    ],
+)
+def test_labels_of_another_kind_are_named_without_the_tests_shape_checks(ids, labels, message):
+    given = f"np.array({ids}), np.array({labels})"
+    code = f"import numpy as np; from memlib.mislabels import subjects_of; subjects_of({given})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"InputError: {message}" in done.stderr

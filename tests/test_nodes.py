@@ -1,11 +1,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from memlib.errors import InputError
 from sweeps.doors import is_reachable
 from sweeps.equipment import CODE_VARIABLE, check_code, equipment
-from sweeps.failures import PATIENCE_SECONDS, PATIENCE_VARIABLE, describe_loss, storage_patience
+from sweeps.failures import PATIENCE_SECONDS, PATIENCE_VARIABLE, describe_error, describe_loss, storage_patience
 from sweeps.nodes import find_differences
 
 
@@ -47,6 +48,14 @@ def test_only_a_cluster_of_this_machine_alone_needs_no_token(addresses, reachabl
 )
 def test_rays_messages_are_told_in_our_words(message, expected):
     assert describe_loss(message) == expected
+
+
+def test_a_gpu_that_is_too_small_is_told_in_one_line_with_what_to_change():
+    told = describe_error(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert told.startswith(
+        "the GPU's memory is too small for it, or for what shares the card with it; lower training.b"
+    )
+    assert told.endswith("Tried to allocate 2.00 GiB.")
 
 
 def test_the_patience_with_the_storage_is_five_minutes_or_what_the_variable_says(monkeypatch):

@@ -117,7 +117,11 @@ def test_the_command_writes_the_page_of_a_run_with_the_images_it_was_trained_on(
     assert f"run {'0' * 16} has no examples" in capsys.readouterr().err
     assert not out.exists()
     assert main(command) == 0
-    assert capsys.readouterr().out == f"{out}: suspects by aum; open it in a browser\n"
+    written, planted = capsys.readouterr().out.splitlines()
+    assert written == f"{out}: suspects by aum; open it in a browser"
+    assert re.fullmatch(
+        r"40 of its 200 labels were made wrong on purpose .* \(AUROC 0\.\d+\); .* train with --noise 0", planted
+    )
     items = Page(out.read_text()).items
     assert len(items) == 7
     trained = {row["example_id"]: row for row in open_results(tmp_path / "results").read("examples").to_pylist()}
