@@ -53,7 +53,7 @@ def parts(options: argparse.Namespace, device: torch.device, until: float) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0 the parts are done, 1 a check did not hold or a part failed, 2 bad input, 3 time is over."""
+    """Run the command: 0 the parts are done, 1 a check or a part failed, 2 bad input, 3 time is over."""
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -84,7 +84,7 @@ def _run(chosen: Mapping[str, Part], options: argparse.Namespace, device: torch.
             measured = part()
         except OutOfTime as over:
             print(f"{over}: start the same command again to continue.")
-            return UNFINISHED
+            return status or UNFINISHED
         except Exception:  # the parts that follow may do all the same
             traceback.print_exc()
             print(f"== {name} FAILED", flush=True)

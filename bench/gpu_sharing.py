@@ -46,11 +46,12 @@ def measure_sharing(sizes: Sizes, device: torch.device) -> dict[str, object]:
         for way, measure in {"processes": at_once, "one program": _stacked_rate}.items():
             try:
                 rows.append({"seeds": k, "way": way, "images_per_second": measure(k, sizes, device)})
-            except RuntimeError as error:
+            except (OSError, RuntimeError) as error:
                 skipped.append(f"{way}, {k} seeds: {error}")
                 print(skipped[-1], flush=True)
+    reference = [r["images_per_second"] for r in rows if (r["seeds"], r["way"]) == (sizes.seeds[0], "processes")]
     for row in rows:
-        row["times_as_fast"] = row["images_per_second"] / rows[0]["images_per_second"]
+        row["times_as_fast"] = row["images_per_second"] / reference[0] if reference else None
         print(row)
     return {"model": MODEL, "batch": sizes.models[MODEL], "rows": rows, "skipped": skipped}
 
@@ -70,7 +71,10 @@ def at_once(k: int, sizes: Sizes, device: torch.device) -> float:
         for worker in workers:
             _pipe(worker.stdin).write("go\n")
             _pipe(worker.stdin).flush()
-        return sum(float(_pipe(worker.stdout).readline()) for worker in workers)
+        rates = [_pipe(worker.stdout).readline() for worker in workers]
+        if not all(rates):
+            raise RuntimeError("a worker that shared the card ended before it was done; see its error above.")
+        return sum(map(float, rates))
     finally:
         for worker in workers:  # one that still waits for its turn reads the end of its input, and ends
             worker.communicate()

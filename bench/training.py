@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timing import matrix_rates, save, time_in_turn
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import profile
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms import v2
@@ -133,7 +134,9 @@ def where_time_goes(step: Callable[[], None], steps: int = 3) -> list[tuple[str,
         for _ in range(steps):
             step()
     kind = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    times = {event.key: getattr(event, kind) for event in profiler.key_averages()}
+    # Operations, not their kernels too, which a GPU's profile lists beside them.
+    operations = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
+    times = {event.key: getattr(event, kind) for event in operations}
     total = sum(times.values())
     return sorted(((name, t / total) for name, t in times.items()), key=lambda item: -item[1])[:8]
 

@@ -40,16 +40,19 @@ def free_memory(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def images_at_once(images: Tensor, most: int) -> int:
+def images_at_once(images: Tensor, most: int, device: torch.device | None = None) -> int:
     """Return how many images (or model inputs) go into one forward pass: `most`, and fewer of more than 64 x 64 pixels.
 
-    For there the activations of many do not fit, and a CPU's lack of memory ends a process instead of raising.
+    For there the activations of many do not fit, and a CPU's lack of memory ends a process instead of raising. A GPU's
+    raises, so on such a `device` it is `most`; None where the answer must not depend on it.
 
     Raises:
         InputError: `most` is below 1.
     """
     if most < 1:
         raise InputError(f"{most} images are to be computed at once; give at least 1.")
+    if device is not None and device.type == "cuda":
+        return most
     return max(1, min(most, most * PIXELS // max(1, math.prod(images.shape[2:]))))
 
 

@@ -75,10 +75,11 @@ def predict(
 
     uint8 images are normalized as in training; floating-point ones are taken as the model's inputs.
     The model is left in the mode it was in; images are moved to `device` batch by batch.
-    batch_size: images at once; fewer where they are larger than 64 x 64 or do not fit into memory.
+    batch_size: images at once; on a CPU fewer of more than 64 x 64 pixels; halved where they do not fit into memory.
 
     Raises:
-        InputError: images and labels differ in number, the model returns no logits, or not even one image fits.
+        InputError: images and labels differ in number, `batch_size` is below 1, the model returns no logits, or not
+            even one image fits.
     """
     return _predict(model, (images, labels, None), device=device, batch_size=batch_size, precision=precision)
 
@@ -170,7 +171,7 @@ def _judge_logits(
             logits = class_logits(model, model(inputs, **with_ids))
         return judge(logits.float(), chosen)
 
-    size = ChunkSize(images_at_once(images, batch_size))
+    size = ChunkSize(images_at_once(images, batch_size, device))
     with evaluation_mode(model), exact_float32(device):
         yield from run_in_chunks(len(images), size, work)
 

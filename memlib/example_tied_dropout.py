@@ -168,11 +168,6 @@ def tie(
         InputError: a place is unknown, p_gen or p_mem lies outside (0, 1], the model is tied already, or is one of
             timm's that keep channels last (Swin), where axis 1 is none of channels.
     """
-    if getattr(model, "output_fmt", "") == "NHWC":
-        raise InputError(
-            f"{type(model).__name__} keeps its feature maps as [batch, height, width, channels]; example-tied dropout "
-            "takes axis 1 of four for channels, so it cannot be inserted there."
-        )
     if dropout_layers(model):
         raise InputError("the model has example-tied dropout already; tie the model without it.")
     places = find_places(model, after)

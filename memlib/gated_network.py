@@ -115,6 +115,6 @@ def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` in the module's place under every name it has: a network may hold one under several."""
     old = network.get_submodule(name)
     for parent in list(network.modules()):
-        for child, module in parent.named_children():
+        for child, module in list(parent._modules.items()):  # named_children gives a module of two names once
             if module is old:
                 setattr(parent, child, new)

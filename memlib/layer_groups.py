@@ -51,14 +51,14 @@ def layer_groups(model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None 
     the group that names the longest prefix of its name.
 
     Raises:
-        InputError: a parameter lies in no group or in two, a prefix matches nothing, or the model has no parameters
-            or is the wrapper of another.
+        InputError: a parameter lies in no group or in two, a prefix matches nothing, or the model has no parameters;
+            or it is the wrapper of another, and no prefixes are given.
     """
-    _check_unwrapped(model)
     names = [name for name, _ in model.named_parameters()]
     if not names:
         raise InputError(f"model {type(model).__name__} has no parameters, so it has no layer groups.")
     if prefixes is None:
+        _check_unwrapped(model)
         parameters = _declared_groups(model, names)
     else:
         parameters = _groups_by_prefix(names, prefixes)

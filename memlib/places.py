@@ -27,8 +27,14 @@ def find_places(model: nn.Module, after: Sequence[str] | None = None) -> tuple[s
     one module.
 
     Raises:
-        InputError: a name is unknown, given twice, or a layer group that is no single module; or nothing is left.
+        InputError: a name is unknown, given twice, or a layer group that is no single module; or nothing is left; or
+            the model is one of timm's that keep channels last (Swin).
     """
+    if getattr(model, "output_fmt", "") == "NHWC":
+        raise InputError(
+            f"{type(model).__name__} keeps its feature maps as [batch, height, width, channels]; dropout takes axis 1 "
+            "of four for channels, so it cannot be inserted there."
+        )
     modules = dict(model.named_modules())
     groups = layer_groups(model)
     if after is None:

@@ -192,14 +192,15 @@ def _trace(model: nn.Module, example: Tensor) -> dict[str, _Call]:
 
 
 def _owners(model: nn.Module, chosen: Iterable[str], groups: LayerGroups) -> set[str]:
-    """Return the names of the modules that hold a tensor of the groups, under whatever name: tensors may be shared."""
+    """Return the names of the modules that hold a tensor of the groups, each by its first: tensors may be shared."""
     names = {name for group in chosen for name in (*groups.parameters[group], *groups.buffers[group])}
-    everywhere = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    tensors = {id(tensor) for name, tensor in everywhere if name in names}
-    return {name.rpartition(".")[0] for name, tensor in everywhere if id(tensor) in tensors}
+    tensors = {id(t) for n, t in itertools.chain(model.named_parameters(), model.named_buffers()) if n in names}
+    return {
+        name
+        for name, module in model.named_modules()
+        for tensor in itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        if id(tensor) in tensors
+    }
 
 
 def _cut(model: nn.Module, trace: Mapping[str, _Call], cut: int, behind: frozenset[str], example: Tensor) -> Suffix:

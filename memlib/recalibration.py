@@ -53,7 +53,7 @@ def recalibrate(
     must be one without ids. Computed in float32 on the model's device, `device`; the model is left unchanged.
 
     Raises:
-        InputError: the model has no BatchNorm that keeps statistics.
+        InputError: the model has no BatchNorm that keeps statistics, or `batch_size` is below 1.
     """
     if not batchnorms(model):
         raise InputError(f"{type(model).__name__} has no BatchNorm whose statistics could be recalibrated.")

@@ -104,7 +104,7 @@ def retrain(
     with exact_float32(device), evaluation_mode(reset), _learning_only(reset, chosen, groups) as parameters:
         suffix = cut_before(reset, [chosen], groups, model_inputs(train_on[0][:2], device))[0]
         modules = _inside(suffix.network, chosen, groups)
-        trained = _Trained(reset, suffix, parameters, modules, device, images_at_once(train_on[0], CHUNK_SIZE))
+        trained = _Trained(reset, suffix, parameters, modules, device, images_at_once(train_on[0], CHUNK_SIZE, device))
         prefix = _PrefixOutputs(trained, _budget(device) if how.memory_budget is None else how.memory_budget)
         train_source = (prefix.source(train_on[0]), train_on[1].to(device))
         sources = {name: (prefix.source(images), labels.to(device)) for name, (images, labels) in splits.items()}

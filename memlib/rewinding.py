@@ -53,8 +53,8 @@ class Measurement:
     batchnorm: running statistics stay `final`, are `rewound` with their group, or `recalibrated` on `calibration`,
     a tensor of training images or inputs: every BatchNorm from the first changed group on is estimated anew, chunk
     by chunk, as the average over chunks (torch's `momentum=None`).
-    chunk_size: examples computed at once, fewer of images beyond 64 x 64, and halved where they do not fit into memory;
-    results do not depend on it, except those of recalibration, whose chunks are not halved.
+    chunk_size: examples computed at once; on a CPU fewer of more than 64 x 64 pixels, and halved where they do not fit
+    into memory. Results do not depend on it, except those of recalibration, whose chunks are the same on every device.
     precision: of the forward passes; parameters stay float32.
     groups: the layer groups; None for those `layer_groups` finds.
     """
@@ -105,8 +105,8 @@ def rewinding_accuracies(
 
     Raises:
         InputError: a group does not exist, a state is another architecture's or not finite, a split is empty,
-            recalibration is asked of a model without BatchNorm or without `calibration`, the model returns no
-            logits, or not even one example fits into memory.
+            recalibration is asked of a model without BatchNorm or without `calibration`, `chunk_size` is below 1, the
+            model returns no logits, or not even one example fits into memory.
     """
     how = measurement or Measurement()
     groups = how.groups or layer_groups(model)
@@ -166,7 +166,7 @@ def _measure(
             correct[i] = (logits.argmax(dim=1) == assigned).sum()
         return correct
 
-    size = ChunkSize(images_at_once(images, how.chunk_size))
+    size = ChunkSize(images_at_once(images, how.chunk_size, device))
     counts = torch.stack(list(run_in_chunks(len(labels), size, work))).sum(dim=0)
     for r, n_correct in zip(rewound, counts.tolist(), strict=True):
         yield RewoundAccuracy(r.groups, r.epoch, split, n_correct / len(labels), len(labels))

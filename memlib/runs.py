@@ -57,7 +57,8 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
     What `data.holdout` holds out is drawn from the subset after the noise, and no part of the training set.
 
     Raises:
-        InputError: the subset, the noise or the held-out part cannot be drawn from this dataset.
+        InputError: the subset, the noise or the held-out part cannot be drawn from this dataset; or it has a class
+            without a training image, which the noise would still draw.
     """
     train_set = dataset.train
     if config.data.limit is not None:
@@ -67,6 +68,8 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         raise InputError(
             f"training.augment has 'flip', but a mirrored digit is no digit; leave it out for {dataset.name}."
         )
+    if config.noise.kind == "symmetric" and config.noise.fraction > 0:
+        _check_classes(dataset)
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
     data = RunData(train_set, noisy, dataset.test, dataset.num_classes)
@@ -78,6 +81,16 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
             f"images here; give at most {len(data.train)}."
         )
     return data
+
+
+def _check_classes(dataset: Dataset) -> None:
+    missing = sorted(set(range(dataset.num_classes)) - set(dataset.train.labels.tolist()))
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {dataset.num_classes} classes of data set {dataset.name!r} have no training image, "
+            f"first class {missing[0]} ({dataset.class_names[missing[0]]!r}), and label noise would draw them; number "
+            "and name only the classes that there are, from 0 upwards, or leave the labels alone (--noise 0)."
+        )
 
 
 def _hold_out(data: RunData, share: float, generator: torch.Generator) -> RunData:

@@ -69,8 +69,8 @@ def train(
 
     Raises:
         Diverged: the loss or the network is no longer finite.
-        InputError: a parameter of the model is frozen; or a checkpoint to continue from is damaged, or was made from
-            other images or in another precision.
+        InputError: a parameter of the model is frozen, or it is wrapped and so has no layer groups; or a checkpoint
+            to continue from is damaged, or was made from other images or in another precision.
     """
     state = _start(model, config, device)
     state.dynamics = start_dynamics(len(data.train))
@@ -248,8 +248,10 @@ def _start(model: nn.Module, config: RunConfig, device: torch.device) -> Trainin
     """Return the state before epoch 0; the model is moved to `device`.
 
     Raises:
-        InputError: a parameter is frozen.
+        InputError: a parameter is frozen, or the model has no layer groups that gradients could be accounted for.
     """
+    if config.training.gradient_accounting:
+        layer_groups(model)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise InputError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from memlib.experiments import ExperimentsConfig
 from memlib.results import create_results
 from sweeps.cluster import check_address, stop_ray
 from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
@@ -57,7 +58,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         if search.to_do:
             datasets = load_datasets(search.to_do, options.data)
             check_images(search.to_do, datasets, store)
-            check_runs(search.to_do, datasets)
+            check_runs(dict.fromkeys(search.to_do, ExperimentsConfig()), datasets)
             place = Place(join_ray(options, console), store, console)
             describe_search(search, datasets, place)
             images = share_images(datasets, options, place)

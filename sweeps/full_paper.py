@@ -34,7 +34,7 @@ from sweeps.plan import (
     preset_names,
     with_axes,
 )
-from sweeps.preflight import check_images, check_names, check_runs, check_wishes, load_datasets
+from sweeps.preflight import check_images, check_names, check_runs, load_datasets
 from sweeps.progress import SweepProgress, run_label, task_label
 from sweeps.wanted import ToDo, done_by_experiment, still_to_do
 
@@ -68,8 +68,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         runs = [*to_do.runs, *(task.run for task in to_do.tasks)]
         datasets = load_datasets(runs, options.data)
         check_images(runs, datasets, store)
-        names = check_runs(to_do.runs, datasets)
-        check_wishes({run: wanted[run] for run in runs}, datasets)
+        names = check_runs({run: wanted[run] for run in runs}, datasets)
         planned = {run: plan_tasks(run, wanted[run], names[run]) for run in to_do.runs}
         done = done_by_experiment(store)
         later = {run: missing_tasks(tasks, done) for run, tasks in planned.items()}

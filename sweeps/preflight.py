@@ -49,26 +49,17 @@ def check_images(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset], sto
         check_same_images(run, datasets[dataset_key(run)], store)
 
 
-def check_runs(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> dict[RunConfig, tuple[str, ...]]:
-    """Return the names of each run's layer groups, by depth.
+def check_runs(
+    wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mapping[str, Dataset]
+) -> dict[RunConfig, tuple[str, ...]]:
+    """Return the names of each run's layer groups, by depth; the runs, and the experiments wanted on each, are checked.
 
     Raises:
-        InputError: a run's settings do not fit its images.
+        InputError: a run's settings do not fit its images, an experiment asks for more than the run's training set
+            has, or statistics of BatchNorm are to be recalibrated in a network that has none.
     """
-    for run in runs:
-        prepare_data(run, datasets[dataset_key(run)])
-    return network_groups(runs, datasets)
-
-
-def check_wishes(wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mapping[str, Dataset]) -> None:
-    """Check the experiments wanted on each run against its images and its network.
-
-    Raises:
-        InputError: as `memlib.tasks.check_experiments`; or statistics of BatchNorm are to be recalibrated in a
-            network that has none.
-    """
-    for run, how in wanted.items():
-        check_experiments(run, how, prepare_data(run, datasets[dataset_key(run)]))
+    for run, experiments in wanted.items():
+        check_experiments(run, experiments, prepare_data(run, datasets[dataset_key(run)]))
     asked = [run for run, how in wanted.items() if how.rewinding and how.rewinding.batchnorm == "recalibrated"]
     for run in {(dataset_key(run), run.model): run for run in asked}.values():
         if not batchnorms(build_network(run, datasets[dataset_key(run)])):
@@ -76,6 +67,7 @@ def check_wishes(wanted: Mapping[RunConfig, ExperimentsConfig], datasets: Mappin
                 f"rewinding.batchnorm is 'recalibrated' but {run.model.name} has no BatchNorm; set it to 'final', or "
                 "leave that model out with --models."
             )
+    return network_groups(list(wanted), datasets)
 
 
 def network_groups(runs: Sequence[RunConfig], datasets: Mapping[str, Dataset]) -> dict[RunConfig, tuple[str, ...]]:

@@ -137,6 +137,7 @@ def test_a_network_that_returns_no_logits_is_named(wrap, kind):
 def test_of_large_images_fewer_are_computed_at_once(shape, expected):
     assert images_at_once(torch.empty(2, *shape), 1000) == expected
     assert images_at_once(torch.empty(2, *shape), 1) == 1
+    assert images_at_once(torch.empty(2, *shape), 1000, torch.device("cuda")) == 1000
 
 
 @pytest.mark.parametrize("size", [0, -3])

@@ -240,7 +240,7 @@ class Aliased(nn.Module):
         self.base = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
         )
-        self.norm = self.base[1]
+        self.norm, self.same = self.base[1], self.base
         self.features = nn.Sequential(*self.base)
         self.head = nn.Linear(6, 5)
 

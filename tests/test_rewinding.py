@@ -277,15 +277,17 @@ class SharedWeight(nn.Module):
 
 
 def test_a_tensor_that_an_earlier_layer_shares_goes_back_there_too():
+    torch.manual_seed(0)
     model, earlier = SharedWeight(), SharedWeight().state_dict()
-    examples = (images(200, size=4), labels(200))
-    found = rewinding_accuracies(model, {0: earlier}, {"test": examples}, sets=[("last",)])
-    assert found[0].accuracy == plain_accuracy(rewind(model, earlier, ["last"]), examples)
-    assert found[0].accuracy != plain_accuracy(model, examples)
+    pixels = images(500, size=4)
+    with torch.no_grad():
+        rewound = rewind(model, earlier, ["last"])(normalize(pixels)).argmax(1)
+    found = rewinding_accuracies(model, {0: earlier}, {"test": (pixels, rewound)}, sets=[("last",)])
+    assert found[0].accuracy == 1.0
 
 
-class UncuttableAtRoot(nn.Module):
-    """Its last group has a parameter that no module of its own holds, so the network is not cut in front of it."""
+class Particular(nn.Module):
+    """A network that takes nothing in place of its own layers, so it cannot be cut."""
 
     def __init__(self):
         super().__init__()
@@ -294,12 +296,15 @@ class UncuttableAtRoot(nn.Module):
         self.head = nn.Linear(4, 10)
 
     def forward(self, inputs):
-        kept = self.stem[0](inputs)  # uses what is inside the module that would be replaced
-        return self.head(self.late(self.stem[2](self.stem[1](kept))).mean((2, 3)))
+        if type(self.stem) is not nn.Sequential or type(self.stem[1]) is not nn.BatchNorm2d:
+            raise TypeError("that is not my stem")
+        return self.head(self.late(self.stem(inputs)).mean((2, 3)))
 
 
 def test_recalibration_estimates_statistics_from_the_first_rewound_group_on_even_where_nothing_can_be_cut():
-    model, earlier = UncuttableAtRoot(), UncuttableAtRoot().state_dict()
+    torch.manual_seed(0)
+    model, earlier = Particular(), Particular().state_dict()
+    model.stem[1].running_var.fill_(9.0)  # estimated anew they would be others
     calibration, examples = images(30, seed=5), (images(40), labels(40))
     how = Measurement(batchnorm="recalibrated", calibration=calibration, chunk_size=30)
     found = rewinding_accuracies(model, {0: earlier}, {"test": examples}, sets=[("late",)], measurement=how)
@@ -310,7 +315,16 @@ def test_recalibration_estimates_statistics_from_the_first_rewound_group_on_even
     with torch.no_grad():
         plain(normalize(calibration))
     assert found[0].accuracy == plain_accuracy(plain, examples)
-    assert torch.equal(plain.stem[1].running_mean, model.stem[1].running_mean)
+    assert plain.stem[1].running_var[0] == 9.0
+
+
+def test_a_group_whose_module_has_a_second_name_is_cut_all_the_same():
+    model = build("resnet9", size=16)
+    model.target = model.conv4
+    (suffix,) = cut_before(model, [("conv4",)], layer_groups(model), normalize(images(2, size=16)))
+    assert suffix.crossing
+    assert "conv4.norm" in suffix.behind
+    assert "conv1" not in suffix.behind
 
 
 def test_measuring_leaves_the_model_as_it_was():

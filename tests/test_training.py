@@ -10,7 +10,8 @@ from torch import nn
 
 from memlib.batches import epoch_order, normalize, split_order
 from memlib.checkpoints import CheckpointFolder
-from memlib.config import ModelConfig, RunConfig
+from memlib.config import ModelConfig, NoiseConfig, RunConfig
+from memlib.datasets import Dataset
 from memlib.errors import InputError
 from memlib.holdings import check_same_images, holdings, is_finished
 from memlib.models import build_model
@@ -354,3 +355,11 @@ def test_a_network_with_a_frozen_part_is_refused_before_anything_is_computed(dig
     model.conv2.norm.bias.requires_grad_(False)
     with pytest.raises(InputError, match=r"1 parameters of ResNet9 require no gradient \(conv2.norm.bias first\)"):
         next(train(model, data, small_run, device=CPU, checkpoints=None))
+
+
+def test_label_noise_over_a_class_that_no_image_has_is_refused(digits, small_run):
+    without = digits.train.labels != 3
+    some = Dataset("some", digits.train.take(without.nonzero().squeeze(1)), digits.test, digits.class_names)
+    with pytest.raises(InputError, match=r"1 of the 10 classes .* have no training image, first class 3 \('3'\)"):
+        prepare_data(small_run, some)
+    assert not prepare_data(replace(small_run, noise=NoiseConfig(fraction=0.0)), some).noisy_labels.is_noisy.any()

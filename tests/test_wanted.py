@@ -25,7 +25,7 @@ from memlib.schemas import SCHEMAS
 from sweeps.costs import run_cost, task_cost
 from sweeps.full_paper import main
 from sweeps.plan import load_preset, plan_runs, with_axes
-from sweeps.preflight import check_wishes, dataset_key
+from sweeps.preflight import check_runs, dataset_key
 from sweeps.preflight import load_datasets as load
 from sweeps.wanted import ToDo, done_by_experiment, still_to_do
 
@@ -184,5 +184,6 @@ def test_a_finished_run_that_lacks_a_state_is_told_apart_from_a_new_one(digits, 
 def test_what_a_training_set_cannot_give_is_named_before_anything_is_trained(digits, small_run, experiments, message):
     run = replace(small_run, noise=NoiseConfig(fraction=0.004))  # of 200: none
     with pytest.raises(InputError, match=message):
-        check_wishes({run: experiments}, {dataset_key(run): digits})
-    check_wishes({run: ExperimentsConfig(rewinding=RewindingConfig())}, {dataset_key(run): digits})
+        check_runs({run: experiments}, {dataset_key(run): digits})
+    names = check_runs({run: ExperimentsConfig(rewinding=RewindingConfig())}, {dataset_key(run): digits})
+    assert names[run][0] == "conv1"

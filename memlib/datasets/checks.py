@@ -11,7 +11,7 @@ def check_dataset(dataset: Dataset) -> None:
 
     Raises:
         InputError: a split is empty, shapes differ, a label is out of range, there is only one
-            class, or one without a training image, which label noise would still draw.
+            class, or there are fewer training images than classes.
     """
     name = f"data set {dataset.name!r}"
     splits = {"training": dataset.train, "test": dataset.test}
@@ -28,12 +28,10 @@ def check_dataset(dataset: Dataset) -> None:
         _check_labels(f"{name} ({split})", images.labels.tolist(), images.ids.tolist(), dataset.num_classes)
     if len(dataset.train.labels.unique()) < 2:
         raise InputError(f"{name} has training images of one class only; add images of another.")
-    missing = sorted(set(range(dataset.num_classes)) - set(dataset.train.labels.tolist()))
-    if missing:
-        first = missing[0]
+    if len(dataset.train) < dataset.num_classes:
         raise InputError(
-            f"{name} has {dataset.num_classes} classes, but {len(missing)} of them have no training image, first class "
-            f"{first} ({dataset.class_names[first]!r}); number the classes that there are from 0 upwards."
+            f"{name} has {len(dataset.train)} training images but {dataset.num_classes} classes; "
+            "add images, at least one a class."
         )
 
 

@@ -52,7 +52,7 @@ def _find_split(path: Path, names: Sequence[str]) -> Path | None:
 
 def _check_undivided(path: Path, class_names: Sequence[str]) -> None:
     for name in class_names:
-        if name.casefold() in (*TRAIN_FOLDERS, *TEST_FOLDERS):
+        if name.casefold() in (*TRAIN_FOLDERS, *TEST_FOLDERS) and _has_folders(path / name):
             raise InputError(
                 f"{path} has a folder {name!r} beside folders that would be classes, too; call the training images' "
                 f"folder 'train' (with one subfolder a class), or rename {name!r} if it is a class."
