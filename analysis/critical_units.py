@@ -79,7 +79,8 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, removed: pl
     caption = (
         f"(a) For {cell.title}: {FLIPS}. (b) Share of the flipped examples whose flip costs more training accuracy "
         f"than that (before minus after). {_judged(flipped)} (c) Share of the flipped examples' removed units that "
-        f"lie in each layer, beside its share of all units. {how_searched(rows)} {spread_over(source.seeds)} "
+        "lie in each layer, beside its share of all units of the layers shown. "
+        f"{how_searched(rows)} {spread_over(source.seeds)} "
         f"Units until the flip, the mean over the flipped: {_spell_units(rows)}. Drop in training accuracy: "
         f"{_spell_drops(flipped)}. {_spell_layers(shares)}"
     )

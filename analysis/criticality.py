@@ -70,7 +70,8 @@ def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: s
     caption = (
         "Drop in accuracy on clean and on noisy examples when one layer group of the final model (x axis, by depth) is "
         f"put back to its parameters at initialization; {statistics_of(batchnorm)}. {spread_over_seeds_of(rows)} "
-        f"{judged_on(rows, _KINDS)} ρ is Spearman's rank correlation over the groups. {found}"
+        f"{judged_on(rows, _KINDS)} The final model's accuracy is on all. "
+        f"ρ is Spearman's rank correlation over the groups. {found}"
     )
     titles = column_titles(comparison.models, models)
     figure = _plot(

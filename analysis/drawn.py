@@ -33,12 +33,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows behind a figure."""
+    """The rows behind a figure, of these runs; beside: further runs that they are compared with."""
 
     table: str
     n_rows: int
-    n_runs: int
+    run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def n_runs(self) -> int:
+        """Return the number of runs the rows are of."""
+        return len(self.run_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +67,15 @@ class Skipped:
     reason: str
 
 
+_OF_SOURCE = {"run_id": pl.String, "seed": pl.Int64}  # run ids of very many rows are categories
 Outcome = Drawn | Skipped
 Part = TypeVar("Part", bound=Cell | Comparison)
 
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:
     """Return which rows of `table` a figure shows."""
-    return Source(table, rows.height, rows["run_id"].n_unique(), tuple(rows["seed"].unique().sort()))
+    run_ids, seeds = (tuple(rows[name].cast(dtype).unique().sort()) for name, dtype in _OF_SOURCE.items())
+    return Source(table, rows.height, run_ids, seeds)
 
 
 def draw_each(

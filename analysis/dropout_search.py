@@ -18,13 +18,21 @@ from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.captions import count, spread_over
+from analysis.captions import count
 from analysis.cells import Cell, find_cells
-from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
+from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
 from analysis.settings import label_searches
 from analysis.style import MISSING, PAGE_WIDTH, SEQUENCE, STROKES, house_style, new_figure, short_names
-from memlib.model_selection import CONTROL_AXES, Row, best_setting, controls_of, gains_on_test, mean_of
+from memlib.model_selection import (
+    CONTROL_AXES,
+    Row,
+    best_setting,
+    controls_of,
+    gains_on_dropping,
+    gains_on_test,
+    mean_of,
+)
 
 _PANEL = ("width", "after", "peak_lr")  # what one row of panels has in common
 _SHOWN = {"noisy_accuracy": "noisy training examples", "test_accuracy": "test examples"}
@@ -57,16 +65,25 @@ def _draw_cell(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
     records = rows.to_dicts()
     best = best_setting(records)
     trials = rows.filter(dropout="example_tied", batchnorm="final")
+    if trials.is_empty():
+        return Skipped(name, "no trial with dropout has ended yet; run the same search again to continue it")
     source = source_of("dropout_search", rows)
     n_stopped = trials.filter("stopped_early").height
     caption = (
         "Accuracy with the memorization neurons dropped, of noisy training examples (left; against their wrong label, "
         f"so lower is better) and of test examples (right), for {cell.title}: {count(trials.height, 'trial')}, "
-        f"{n_stopped} of them stopped early, which are hatched and judged after the epochs in brackets. Grey: not "
-        f"tried. {spread_over(source.seeds)} {_tell_best(best, records)}"
+        f"{n_stopped} of them stopped early, which are hatched and judged after the epochs in brackets. Grey: no "
+        f"result. {_tell_seeds(trials)} {_tell_best(best, records)}"
     )
     figure = _plot(f"{cell.title}\nmemorization neurons dropped", trials, records, best)
     return Drawn(figure, name, f"Search for settings of example-tied dropout: {cell.title}", caption, source)
+
+
+def _tell_seeds(trials: pl.DataFrame) -> str:
+    """Say what a cell's number is a mean of; of trials that were trained to the end, if there is one."""
+    if trials["seed"].n_unique() == 1:
+        return "One seed."
+    return "A cell is the mean over the seeds that were tried, of trials trained to the end if there are any."
 
 
 def _tell_best(best: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -81,11 +98,12 @@ def _tell_best(best: Sequence[Row], rows: Sequence[Row]) -> str:
     controls = controls_of(best, rows)
     if not controls:
         return f"{chosen} Its control without dropout is not finished."
-    gains = gains_on_test(best, rows)
+    gains, own = gains_on_test(best, rows), gains_on_dropping(best, rows)
+    dropping = f"{100 * sum(own) / len(own):+.1f}" if own else "an unknown number of"
     return (
         f"{chosen} Without dropout at the same budget: noisy {_percent(controls, 'noisy')}, test "
-        f"{_percent(controls, 'test')}; the gain on test is {100 * sum(gains) / len(gains):+.1f} points (paper: "
-        f"{_PAPER})."
+        f"{_percent(controls, 'test')}; the gain on test over that is {100 * sum(gains) / len(gains):+.1f} points. "
+        f"Dropping changes the network's own test accuracy by {dropping} points (paper, Table 1: {_PAPER})."
     )
 
 
@@ -136,7 +154,9 @@ def _tell_control(panel: dict[str, typing.Any], measure: str, rows: Sequence[Row
 
 
 def _grid(trials: pl.DataFrame, measure: str, panel: dict[str, typing.Any], best: Sequence[Row]) -> _Grid:
-    means = trials.group_by("p_gen", "p_mem").agg(
+    ended = ~pl.col("stopped_early")
+    counted = trials.filter(ended | ~ended.any().over("p_gen", "p_mem"))
+    means = counted.group_by("p_gen", "p_mem").agg(
         value=pl.col(measure).mean(), epochs=pl.when("stopped_early").then("epochs").min().fill_null(0)
     )
     p_gen, p_mem = sorted(trials["p_gen"].unique()), sorted(trials["p_mem"].unique())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -41,19 +41,28 @@ def tied_cells(results: Results) -> list[TiedCell]:
     return [TiedCell(c.dataset, c.model, c.setting, stem) for c, stem in zip(cells, stems, strict=True)]
 
 
-def controls_of(results: Results, tied: Cell) -> dict[str, Cell]:
+def controls_of(results: Results, tied: Cell) -> dict[str, list[Cell]]:
     """Return the controls of runs with example-tied dropout by their names in words, in the order of `CONTROLS`.
 
-    They differ in their dropout alone, and theirs leaves as much on.
+    They differ in their dropout alone, and theirs leaves as much on; cells of one name in what they recorded.
     """
     config = config_of(results, tied)
-    found = []
+    found: list[tuple[int, str, Cell]] = []
     for cell in results.cells:
         if (cell.dataset, cell.model) == (tied.dataset, tied.model):
             control = config_of(results, cell)
             if _is_control(control, config):
                 found.append((list(CONTROLS).index(control.dropout.kind), _name(control), cell))
-    return {name: cell for _, name, cell in sorted(found, key=lambda entry: entry[:2])}
+    by_name: dict[str, list[Cell]] = {}
+    for _, name, cell in sorted(found, key=lambda entry: (*entry[:2], entry[2].setting)):
+        by_name.setdefault(name, []).append(cell)
+    return by_name
+
+
+def accuracies_of(results: Results, cells: Sequence[Cell]) -> pl.DataFrame:
+    """Return `final_accuracies` of several cells; of runs of one seed in several, those of the first."""
+    rows = pl.concat([final_accuracies(results, cell) for cell in cells])
+    return rows.filter(pl.col("run_id") == pl.col("run_id").first().over("seed"))
 
 
 def final_accuracies(results: Results, cell: Cell) -> pl.DataFrame:

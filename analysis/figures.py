@@ -175,7 +175,7 @@ def _finish(name: str, *, results: Results, folder: Path, options: Options) -> F
             continue
         paths += save(outcome.figure, folder, outcome.name)
         paths += save_tables(outcome.tables, folder, outcome.name)
-        sections.append(describe(outcome))
+        sections.append(describe(outcome, results.runs))
     return Finished(tuple(paths), tuple(sections), tuple(skipped))
 
 

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
 from analysis.dropouts import TiedCell, tied_cells
 from analysis.load import Results
-from analysis.style import COLUMN_WIDTH, house_style, new_figure, short_names
+from analysis.style import COLUMN_WIDTH, as_it_is, house_style, new_figure, short_names
 from analysis.tables import Column, Table
 
 _MOST_ROWS = 5
@@ -64,12 +64,15 @@ def _draw(name: str, cell: TiedCell, rows: pl.DataFrame, *, results: Results) ->
 
 
 def _how_many(cell: TiedCell, rows: pl.DataFrame, n_shown: int, results: Results) -> str:
-    per_run = rows.group_by("run_id").agg(pl.col("n_forgotten").first(), pl.col("seed").first()).sort("seed", "run_id")
+    counted = dict(rows.select("run_id", "n_forgotten").unique().iter_rows())
     clean = cell.rows(results.table("dropout")).filter(split="clean", mode="dropped", batchnorm="final", rescaled=False)
     n_clean = dict(clean.select("run_id", "n").iter_rows())
+    runs = cell.rows(results.runs).sort("seed", "run_id").select("run_id", "seed")  # some may forget nothing
     parts = [
-        f"{n} of {n_clean[run_id]} (seed {seed})" if run_id in n_clean else f"{n} (seed {seed})"
-        for run_id, n, seed in per_run.iter_rows()
+        f"{counted.get(run_id, 0)} of {n_clean[run_id]} (seed {seed})"
+        if run_id in n_clean
+        else f"{counted.get(run_id, 0)} (seed {seed})"
+        for run_id, seed in runs.iter_rows()
     ]
     return f"{n_shown} shown; forgotten in all: {', '.join(parts)} clean examples."
 
@@ -104,5 +107,5 @@ def _plot(title: str, shown: pl.DataFrame, n_columns: int) -> Figure:
             axes.axis("off")
         for axes, png, label in zip(panels, shown["png"], labels, strict=False):
             axes.imshow(imread(io.BytesIO(png), format="png"), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_title(label, fontsize=_LABEL, pad=1.5, linespacing=1.0)
+            axes.set_title(as_it_is(label), fontsize=_LABEL, pad=1.5, linespacing=1.0)
     return figure

@@ -19,6 +19,7 @@ INDEX = "index.md"
 _MARK = "<!-- Written by analysis/figures.py; the next call writes it anew. -->"
 _ENDINGS = ("png", "pdf", "md", "tex")
 _RUN = ("dataset", "model", "setting", "seed")
+_UNLIKE = {"precision": "precision", "code": "code_version"}  # in words, and its column in table `runs`
 _PICTURE = re.compile(r"^!\[[^]]*\]\(([A-Za-z0-9.=+_-]+)\.png\)$", re.MULTILINE)
 
 
@@ -30,8 +31,8 @@ class Section:
     text: str
 
 
-def describe(drawn: Drawn) -> Section:
-    """Return the index section of a drawn figure."""
+def describe(drawn: Drawn, runs: pl.DataFrame) -> Section:
+    """Return the index section of a drawn figure; `runs` has the finished runs, as `Results.runs`."""
     source, name = drawn.source, drawn.name
     seeds = ", ".join(str(seed) for seed in source.seeds)
     tables = "".join(f"{to_markdown(table, with_caption=False)}\n" for table in drawn.tables)
@@ -39,9 +40,18 @@ def describe(drawn: Drawn) -> Section:
     text = (
         f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n{tables}"
         f"Data: {count(source.n_rows, 'row')} of table `{source.table}` from {count(source.n_runs, 'run')}; "
-        f"{count(len(source.seeds), 'seed')} ({seeds}). {files}\n"
+        f"{count(len(source.seeds), 'seed')} ({seeds}). {_tell_unlike(drawn, runs)}{files}\n"
     )
     return Section(name, text)
+
+
+def _tell_unlike(drawn: Drawn, runs: pl.DataFrame) -> str:
+    """Say in what the runs of a figure differ that is no setting of theirs, and moves numbers all the same."""
+    wanted = [*drawn.source.run_ids, *drawn.source.beside]
+    chosen = runs.filter(pl.col("run_id").is_in(wanted))
+    values = {name: chosen[column].drop_nulls().unique().sort().to_list() for name, column in _UNLIKE.items()}
+    unlike = [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
+    return f"The runs differ in {' and '.join(unlike)}. " if unlike else ""
 
 
 def read_sections(folder: Path) -> list[Section]:

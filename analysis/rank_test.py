@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -19,11 +20,14 @@ class RankTest:
     u: number of pairs in which the first group's value is the larger one; ties count half.
     auc: its share of all pairs, the effect size: 0.5 if neither group tends to larger values.
     p: two-sided, by the normal approximation with corrections for ties and continuity.
+    expected, variance: of u, where neither group tends to larger values.
     """
 
     u: float
     auc: float
     p: float
+    expected: float
+    variance: float
 
 
 def rank_test(first: pl.Series, second: pl.Series) -> RankTest | None:
@@ -35,9 +39,23 @@ def rank_test(first: pl.Series, second: pl.Series) -> RankTest | None:
     u = float(ranks.head(n_first).sum()) - n_first * (n_first + 1) / 2
     n, n_pairs = n_first + n_second, n_first * n_second
     ties = sum(size**3 - size for size in ranks.value_counts()["count"].to_list())
-    deviation = math.sqrt(max(n_pairs / 12 * (n + 1 - ties / (n * (n - 1))), 0.0))
-    distance = max(abs(u - n_pairs / 2) - 0.5, 0.0)
-    return RankTest(u, u / n_pairs, math.erfc(distance / deviation / math.sqrt(2)) if distance else 1.0)
+    variance = max(n_pairs / 12 * (n + 1 - ties / (n * (n - 1))), 0.0)
+    return RankTest(u, u / n_pairs, _two_sided(u - n_pairs / 2, variance), n_pairs / 2, variance)
+
+
+def over_runs(tests: Sequence[RankTest]) -> RankTest:
+    """Return the test of several runs together, in each of which values are compared among themselves alone.
+
+    Stratified (van Elteren's test with equal weights): u, its expectation and its variance add up; `auc` is the mean.
+    """
+    u, expected, variance = (sum(getattr(test, name) for test in tests) for name in ("u", "expected", "variance"))
+    auc = sum(test.auc for test in tests) / len(tests)
+    return RankTest(u, auc, _two_sided(u - expected, variance), expected, variance)
+
+
+def _two_sided(deviation: float, variance: float) -> float:
+    distance = max(abs(deviation) - 0.5, 0.0)
+    return math.erfc(distance / math.sqrt(variance) / math.sqrt(2)) if distance else 1.0
 
 
 def spell_test(rows: pl.DataFrame, kinds: tuple[str, str], value: str) -> str:
@@ -45,11 +63,11 @@ def spell_test(rows: pl.DataFrame, kinds: tuple[str, str], value: str) -> str:
 
     `rows` has columns kind and run_id. Empty where one kind has no examples.
     """
-    test = _test(rows, kinds, value)
-    if test is None:
+    by_run = [found for part in rows.partition_by("run_id") if (found := _test(part, kinds, value))]
+    if not by_run:
         return ""
-    by_run = [found.auc for part in rows.partition_by("run_id") if (found := _test(part, kinds, value))]
-    spread = f" ({min(by_run):.3f} to {max(by_run):.3f} over {count(len(by_run), 'seed')})" if len(by_run) > 1 else ""
+    test, areas = over_runs(by_run), [found.auc for found in by_run]
+    spread = f" ({min(areas):.3f} to {max(areas):.3f} over {count(len(areas), 'seed')})" if len(areas) > 1 else ""
     p = f"p = {test.p:.2g}" if test.p >= _SMALLEST else f"p < {_SMALLEST:.0e}"
     return f"{kinds[0]} above {kinds[1]}: AUC {test.auc:.3f}{spread}, U = {test.u:.1f}, {p}"
 

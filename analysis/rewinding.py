@@ -74,7 +74,7 @@ def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: s
     caption = (
         "Accuracy on clean, noisy and test examples (rows) when one layer group of the final model (x axis, by depth) "
         "is put back to its parameters after the epoch of the line's colour, 0 being initialization; "
-        f"{statistics_of(batchnorm)}. The grey line is the final model. {spread_over_seeds_of(rows)} "
+        f"{statistics_of(batchnorm)}. The grey line is the final model, on all examples. {spread_over_seeds_of(rows)} "
         f"{judged_on(rows, SPLITS)} {' '.join(_name_critical(curves.of_model(model), model) for model in models)}"
     )
     figure = _plot(title_of(comparison.title, batchnorm), column_titles(comparison.models, models), curves)

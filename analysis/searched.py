@@ -37,6 +37,8 @@ _REMOVALS = {"filter": "at its filter", "activation": "at its activation"}
 def searched_examples(results: Results) -> pl.DataFrame:
     """Return a row an example, run and search: the one judged on most examples, if it was searched several times.
 
+    Of those, one that knows whether the example was learned early.
+
     With columns
     search: how the settings differ from the paper's, "" if they do not.
     kind: clean or noisy.
@@ -60,8 +62,8 @@ def _searched(rows: pl.LazyFrame) -> pl.LazyFrame:
         needed=pl.when("flipped").then(pl.col("n_removed").cast(pl.Float64)).otherwise(math.inf),
         drop=accuracies["before"] - accuracies["after"],
     )
-    order = pl.col("n_clean") + pl.col("n_noisy"), "unit_id"
-    found = found.sort(order, descending=[True, False], nulls_last=True, maintain_order=True)
+    order = pl.col("n_clean") + pl.col("n_noisy"), pl.col("right_early").is_null(), "unit_id"
+    found = found.sort(order, descending=[True, False, False], nulls_last=True, maintain_order=True)
     return found.unique(["run_id", "search", "example_id"], keep="first", maintain_order=True)
 
 

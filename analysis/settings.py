@@ -23,6 +23,7 @@ from memlib.config import (
 # The seed is averaged over; which checkpoints are kept moves no number.
 _NOT_SETTINGS = ("seed", "checkpoints")
 _DROPOUT = "dropout.kind"
+_OF_THE_DATA = ("data.", "noise.", "training.augment")  # what models that are compared must agree in
 
 
 def label_settings(runs: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -31,18 +32,24 @@ def label_settings(runs: Iterable[tuple[str, str, str]]) -> list[str]:
     A main run is compared with the other main runs of its dataset and model: two of them get the same label
     exactly if their settings agree, e.g. "noise.fraction=0.05" and "noise.fraction=0.1". A run with dropout, or a
     control of such runs, is compared with those of its kind, and the kind comes first: "dropout.kind=sparse".
+    Images and noise are named where any model's differ: models with the same label are shown side by side.
     """
     runs = list(runs)
     configs = [config_from_json(config) for _, _, config in runs]
     settings = [_settings_of(config) for config in configs]
     are_main = _find_main(configs)
     members: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    of_all_models: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, (dataset, model, _) in enumerate(runs):
-        members[dataset, model, "" if are_main[i] else settings[i][_DROPOUT]].append(i)
+        kind = "" if are_main[i] else settings[i][_DROPOUT]
+        members[dataset, model, kind].append(i)
+        of_all_models[dataset, kind].append(i)
     labels = [""] * len(runs)
-    for (_, _, kind), chosen in members.items():
+    for (dataset, _, kind), chosen in members.items():
         differing = [_DROPOUT] if kind else []
-        differing += _differing_keys([settings[i] for i in chosen])
+        own = _differing_keys([settings[i] for i in chosen])
+        between_models = _differing_keys([settings[i] for i in of_all_models[dataset, kind]])
+        differing += [key for key in between_models if key in own or key.startswith(_OF_THE_DATA)]
         for i in chosen:
             labels[i] = ", ".join(f"{key}={settings[i][key]}" for key in differing)
     return labels

@@ -56,10 +56,11 @@ def measure_overlap(removed: pl.DataFrame) -> pl.DataFrame:
     alone: share of these units that are critical for exactly one example.
     removals: mean number of units of an example.
     overlap: mean number of units that two examples have in common.
-    by_chance: the same, if each example's units were drawn at random from all units of the layers.
+    by_chance: the same, if each example's units were drawn at random from all units of the layers removed from.
     """
     key = ["run_id", "kind"]
-    times, lengths = (removed.group_by(*key, *part).agg(n=pl.len()) for part in (_UNIT, ["example_id"]))
+    # Not the 32 bits of a length: products of counts are added up.
+    times, lengths = (removed.group_by(*key, *part).agg(n=pl.len().cast(pl.Int64)) for part in (_UNIT, ["example_id"]))
     n_all = removed.unique("layer_index")["n_units"].sum()
     n_pairs = pl.col("n_examples") * (pl.col("n_examples") - 1)
     units = times.group_by(key).agg(
@@ -95,7 +96,8 @@ def _spell(found: pl.DataFrame, kind: str) -> str:
     units = " and ".join(map(str, found["n_units"].sort()))
     return (
         f"Of the {units} units removed for {kind} examples, a share of {alone} is critical for exactly one; two "
-        f"{kind} examples have {overlap} units in common of {removals} each ({chance} if drawn at random)."
+        f"{kind} examples have {overlap} units in common of {removals} each ({chance} if drawn at random from the "
+        "layers that anything was removed from)."
     )
 
 

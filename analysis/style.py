@@ -95,9 +95,14 @@ def new_figure(title: str, *, height: float, width: float = COLUMN_WIDTH) -> Fig
     """Return an empty figure; width and height in inches; long lines of the title are wrapped."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(
-        "\n".join(_wrap(line, int(_TITLE_CHARACTERS * width / COLUMN_WIDTH)) for line in title.splitlines())
+        as_it_is("\n".join(_wrap(line, int(_TITLE_CHARACTERS * width / COLUMN_WIDTH)) for line in title.splitlines()))
     )
     return figure
+
+
+def as_it_is(text: str) -> str:
+    """Return a text that may hold a user's names so that matplotlib writes it as it is, and no formula."""
+    return text.replace("$", r"\$")
 
 
 def width_for(n_columns: int) -> float:

@@ -8,7 +8,7 @@ Deviations: the spread over seeds is shown, and the controls are rows: they have
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,7 +21,7 @@ from analysis.captions import count, judged_on, spread_over
 from analysis.cells import over_seeds
 from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
 from analysis.dropouts import MISSING as NOT_RUN
-from analysis.dropouts import TiedCell, config_of, controls_of, final_accuracies, tied_cells
+from analysis.dropouts import TiedCell, accuracies_of, config_of, controls_of, tied_cells
 from analysis.load import Results
 from analysis.means import SPLITS
 from analysis.style import STROKES, house_style, new_figure
@@ -65,10 +65,11 @@ def draw(results: Results, options: Options) -> Iterator[Outcome]:
 
 def _draw(name: str, cell: TiedCell, rows: pl.DataFrame, *, results: Results) -> Outcome:
     controls = controls_of(results, cell)
-    plain = {control: final_accuracies(results, found) for control, found in controls.items()}
+    plain = {control: accuracies_of(results, found) for control, found in controls.items()}
     tied = Line("example-tied dropout", _percents(_before(rows)), _percents(_variant(rows, "dropped")))
     lines = [*(Line(control, _percents(found), {}) for control, found in plain.items()), tied]
-    source = source_of("dropout", rows)
+    beside = [run_id for found in plain.values() for run_id in found["run_id"].unique()]
+    source = replace(source_of("dropout", rows), beside=tuple(beside))
     judged = judged_on(_variant(rows, "dropped"), SPLITS)
     parts = [_explain(config_of(results, cell)), spread_over(source.seeds), _seeds_of(plain, source.seeds), judged]
     caption = " ".join(part for part in parts if part)
@@ -93,14 +94,18 @@ def _percents(rows: pl.DataFrame) -> dict[str, Percent]:
     return {split: (100 * mean, None if std is None else 100 * std) for split, mean, std in found.iter_rows()}
 
 
+_PAPERS = " The paper's numbers are of ResNet-9 on all images, with 10 % wrong labels."
+
+
 def _explain(config: RunConfig) -> str:
     dropout, training = config.dropout, config.training
     return (
         "Accuracy in %, against the assigned label. Before: clean and noisy training examples under their own masks, "
         "test examples with all neurons on (memorization neurons times p_mem); after: memorization neurons dropped. "
         f"p_gen {dropout.p_gen:g}, p_mem {dropout.p_mem:g}, {count(training.epochs, 'epoch')} of "
-        f"{training.schedule.replace('_', '-')} to {training.peak_lr:g}; the other networks have the same places for "
-        "dropout and the same schedule."
+        f"{training.schedule.replace('_', '-')} to {training.peak_lr:g}, {100 * config.noise.fraction:g} % wrong "
+        "labels; the other networks have the same places for dropout and the same schedule."
+        f"{_PAPERS if config.data.name in PAPER else ''}"
     )
 
 

@@ -54,6 +54,22 @@ def gains_on_test(chosen: Sequence[Row], rows: Iterable[Row]) -> list[float]:
     return [row["test_accuracy"] - control[row["seed"]] for row in chosen if row["seed"] in control]
 
 
+def with_control(chosen: Sequence[Row], rows: Iterable[Row]) -> list[Row]:
+    """Return those of the chosen rows, one a seed, whose control is finished."""
+    seeds = {row["seed"] for row in controls_of(chosen, rows)}
+    return [row for row in chosen if row["seed"] in seeds]
+
+
+def gains_on_dropping(chosen: Sequence[Row], rows: Iterable[Row]) -> list[float]:
+    """Return, by seed, test accuracy with the memorization neurons dropped minus that with all neurons on.
+
+    Both of one network, as in the paper's Table 1: `chosen` may be with recalibrated statistics, all neurons are on
+    with those of training.
+    """
+    scaled = {row["run_id"]: row["scaled_test_accuracy"] for row in rows if row["scaled_test_accuracy"] is not None}
+    return [row["test_accuracy"] - scaled[row["run_id"]] for row in chosen if row["run_id"] in scaled]
+
+
 def mean_of(rows: Iterable[Row], column: str) -> float:
     """Return the mean of a column over the rows."""
     return statistics.fmean(row[column] for row in rows)

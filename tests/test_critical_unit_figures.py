@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from analysis import clean_split, critical_units, shared_units
 from analysis.drawn import Drawn, Options, Outcome, Skipped
 from analysis.load import load_tables
-from analysis.rank_test import rank_test
+from analysis.rank_test import over_runs, rank_test, spell_test
 from analysis.searched import MAIN_SEARCH, searched_examples
 from analysis.style import STROKES
 from memlib.config import RunConfig
@@ -128,6 +128,33 @@ def test_p_is_that_of_the_normal_approximation_with_both_corrections():
 def test_a_rank_test_without_one_of_the_groups_is_none_and_of_equal_values_says_nothing():
     assert rank_test(pl.Series([1.0]), pl.Series([], dtype=pl.Float64)) is None
     assert rank_test(pl.Series([2, 2]), pl.Series([2])).p == 1.0
+
+
+def test_runs_together_are_tested_each_within_itself():
+    """Van Elteren's test with equal weights, counted by hand: values of different networks are never compared."""
+    draw = random.Random(0)
+    runs = [([draw.randrange(9) + s for _ in range(12)], [draw.randrange(9) for _ in range(9)]) for s in (0, 3)]
+    tests = [rank_test(pl.Series(first), pl.Series(second)) for first, second in runs]
+    found = over_runs(tests)
+    assert found.u == sum((a > b) + (a == b) / 2 for first, second in runs for a in first for b in second)
+    assert found.auc == pytest.approx(statistics.fmean(test.auc for test in tests))
+    shuffled = []
+    for _ in range(2000):
+        total = 0
+        for first, second in runs:
+            pooled = draw.sample([*first, *second], len(first) + len(second))
+            total += sum((a > b) + (a == b) / 2 for a in pooled[: len(first)] for b in pooled[len(first) :])
+        shuffled.append(total)
+    as_far = [abs(total - 2 * 12 * 9 / 2) >= abs(found.u - found.expected) for total in shuffled]
+    assert found.p == pytest.approx(statistics.fmean(as_far), abs=0.03)
+    assert over_runs(tests[:1]) == tests[0]
+
+
+def test_the_area_of_several_runs_lies_between_theirs():
+    rows = pl.DataFrame(
+        {"run_id": ["a", "a", "b", "b"], "kind": ["clean", "noisy"] * 2, "needed": [10.0, 9.0, 3.0, 2.0]}
+    )
+    assert "AUC 1.000 (1.000 to 1.000 over 2 seeds), U = 2.0" in spell_test(rows, ("clean", "noisy"), "needed")
 
 
 # Figure 5
@@ -324,7 +351,7 @@ def test_shared_units_counts_over_how_many_examples_a_unit_is_critical(store):
     assert "Of the 4 units removed for clean examples, a share of 0.500 is critical for exactly one; two clean" in (
         drawn.caption
     )
-    assert "examples have 1.333 units in common of 2.333 each (0.016 if drawn at random)." in drawn.caption
+    assert "examples have 1.333 units in common of 2.333 each (0.016 if drawn at random from the" in drawn.caption
     assert "Of the 4 units removed for noisy examples, a share of 1.000 is critical for exactly one" in drawn.caption
     assert "Of the noisy examples' units, a share of 0.250 is a clean one's too." in drawn.caption
 

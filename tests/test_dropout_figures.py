@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,21 @@ def test_a_single_seed_has_no_spread_and_a_control_of_other_seeds_is_named(store
     assert "±" in controls[-1][1]
 
 
+def test_controls_that_differ_in_what_was_recorded_are_one_line_of_all_their_seeds(store):
+    rows = add_table_1(store, seeds=(0, 1))
+    for seed in (1, 2):  # seed 1 once more, evaluated less often
+        config = make_dropout_config("sparse", seed=seed)
+        config = replace(config, training=replace(config.training, evaluate_every=7))
+        found = add_dropout(store, config)
+        rows["sparse"] += found if seed == 2 else []
+    cells = tied_cells(load_tables(store))
+    assert [len(found) for found in controls_of(load_tables(store), cells[0]).values()] == [1, 1, 1, 2]
+    drawn = draw_one(table1.draw, store)
+    (line,) = [row for row in drawn.tables[0].rows if row[0] == "fixed sparse network"]
+    assert line[1:4] == tuple(spelt(rows["sparse"], "plain", split) for split in ("clean", "noisy", "test"))
+    assert "Other seeds: fixed sparse network 3 seeds." in drawn.caption
+
+
 def test_example_tied_dropout_of_two_settings_is_two_tables_each_with_its_own_controls(store):
     for p_gen in (0.25, 0.5):
         for kind in ("example_tied", "sparse", "standard"):
@@ -152,8 +168,9 @@ def test_example_tied_dropout_of_two_settings_is_two_tables_each_with_its_own_co
     for cell, p_gen in zip(cells, ("0.25", "0.5"), strict=True):
         controls = controls_of(results, cell)
         assert list(controls) == ["no dropout", "standard dropout", "standard dropout, p 0.3", "fixed sparse network"]
-        assert f"dropout.p_gen={p_gen}" in controls["fixed sparse network"].setting
-        assert f"dropout.p_gen={p_gen}" in controls["standard dropout"].setting
+        for name in ("fixed sparse network", "standard dropout"):
+            (control,) = controls[name]
+            assert f"dropout.p_gen={p_gen}" in control.setting
     assert [o.name for o in outcomes(table1.draw, store)] == [
         f"table1-digits-resnet9-dropout.p_gen={p}" for p in (0.25, 0.5)
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 import pytest
 from analysis_rows import (
     RESNET9,
@@ -31,7 +32,7 @@ from analysis.drawn import Drawn, Options, Skipped
 from analysis.figures import FIGURES, draw_figures, main
 from analysis.load import load_tables
 from analysis.settings import label_settings
-from analysis.style import STROKES, house_style
+from analysis.style import STROKES, house_style, new_figure
 from memlib.config import (
     CheckpointConfig,
     DataConfig,
@@ -515,3 +516,21 @@ def test_units_of_experiments_that_failed_are_listed_and_counted(store, tmp_path
     assert "2 units of experiments failed and are in no figure; see figures/index.md" in capsys.readouterr().err
     listed = (tmp_path / "figures" / "index.md").read_text()
     assert "- digits, resnet9, seed 0: 2 units of critical_units: out of memory\n" in listed
+
+
+def test_runs_that_differ_in_precision_or_code_are_averaged_only_with_a_word_about_it(store, tmp_path):
+    for seed, precision, code in ((0, "float32", "1"), (1, "bfloat16", "1")):
+        config = make_config(seed=seed)
+        add_finished(store, config)
+        row = store.read("runs").filter(pc.field("run_id") == config.run_id).to_pylist()[0]
+        row = {**row, "precision": precision, "code_version": code}
+        store.write("runs", config.run_id, table_from_rows("runs", [row]))
+    draw_figures(load_tables(store), tmp_path, only=["learning_curves"])
+    index = (tmp_path / "index.md").read_text()
+    assert "2 seeds (0, 1). The runs differ in precision (bfloat16, float32). [PDF]" in index
+
+
+def test_a_name_with_dollars_is_no_formula():
+    figure = new_figure("a$_b and $c", height=1.0)
+    figure.draw_without_rendering()
+    assert figure.get_suptitle().replace("\\", "") == "a$_b and $c"

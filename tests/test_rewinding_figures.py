@@ -86,14 +86,24 @@ def test_models_of_one_dataset_share_a_figure_and_datasets_do_not(store):
     assert [drawn.figure.get_size_inches()[0] for drawn in (digits, mnist)] == pytest.approx([6.9, 3.3])
 
 
+def test_models_on_other_images_or_noise_are_never_shown_as_if_they_agreed(store):
+    for noise, limit, model in ((0.1, None, "resnet9"), (0.2, None, "resnet50"), (0.1, 500, "vit")):
+        add_everything(store, make_config(seed=0, model=model, noise=noise, limit=limit), groups=GROUPS[model])
+    found = {c.models: c.setting for c in load_tables(store).comparisons}
+    assert found == {
+        ("resnet9",): "data.limit=none, noise.fraction=0.1",
+        ("resnet50",): "data.limit=none, noise.fraction=0.2",
+        ("vit",): "data.limit=500, noise.fraction=0.1",
+    }
+
+
 def test_settings_are_told_apart_by_the_label_each_model_has_for_them(store):
     for noise, model in ((0.05, "resnet9"), (0.1, "resnet9"), (0.05, "vit"), (0.1, "vit"), (0.1, "resnet50")):
         add_everything(store, make_config(seed=0, model=model, noise=noise), groups=GROUPS[model])
     found = [(c.stem, c.models) for c in load_tables(store).comparisons]
     assert found == [
-        ("digits", ("resnet50",)),
         ("digits-noise.fraction=0.05", ("resnet9", "vit")),
-        ("digits-noise.fraction=0.1", ("resnet9", "vit")),
+        ("digits-noise.fraction=0.1", ("resnet50", "resnet9", "vit")),
     ]
     names = [drawn.name for drawn in draw_all(criticality.draw, store)]
     assert names == [f"criticality-{stem}" for stem, _ in found]

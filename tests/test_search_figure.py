@@ -5,7 +5,7 @@ from analysis_rows import add_finished, add_search, make_config, search_rows
 from matplotlib.patches import Rectangle
 
 from analysis import dropout_search
-from analysis.drawn import Drawn, Options
+from analysis.drawn import Drawn, Options, Skipped
 from analysis.figures import draw_figures
 from analysis.load import load_tables
 from analysis.saving import save
@@ -98,7 +98,30 @@ def test_the_best_setting_by_validation_is_framed_once_a_measure_and_told_with_i
     (control,) = [r for r in rows if r["dropout"] == "none" and r["width"] == best["width"]]
     gain = 100 * (best["test_accuracy"] - control["test_accuracy"])
     assert f"p_gen {best['p_gen']:g}, p_mem {best['p_mem']:g}" in figure.caption
-    assert f"the gain on test is {gain:+.1f} points" in figure.caption
+    assert f"the gain on test over that is {gain:+.1f} points" in figure.caption
+    (trial,) = [r for r in rows if r["run_id"] == best["run_id"] and r["batchnorm"] == "final"]
+    dropping = 100 * (best["test_accuracy"] - trial["scaled_test_accuracy"])
+    assert f"Dropping changes the network's own test accuracy by {dropping:+.1f} points (paper, Table" in figure.caption
+
+
+def test_a_search_of_which_only_the_control_has_ended_is_skipped(store):
+    found = search_rows()
+    store.write("dropout_search", found[0]["run_id"], table_from_rows("dropout_search", found))
+    (outcome,) = dropout_search.draw(load_tables(store), Options())
+    assert isinstance(outcome, Skipped)
+    assert "no trial with dropout has ended yet" in outcome.reason
+
+
+def test_a_cell_of_which_some_seeds_were_stopped_shows_those_that_were_not(store):
+    ended, stopped = search_rows(0.1, 0.1), search_rows(0.1, 0.1, seed=1, stopped=True)
+    for found in (ended, stopped):
+        store.write("dropout_search", found[0]["run_id"], table_from_rows("dropout_search", found))
+    (figure,) = drawn(store)
+    (final,) = [r for r in ended if r["batchnorm"] == "final"]
+    (axes,) = [axes for title, axes in panels(figure.figure).items() if title.startswith("test")]
+    assert shown(axes) == pytest.approx({(0.1, 0.1): final["test_accuracy"]})
+    assert not any("[" in text.get_text() for text in axes.texts)
+    assert "A cell is the mean over the seeds that were tried" in figure.caption
 
 
 def test_what_was_not_tried_is_left_grey(store):
