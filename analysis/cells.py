@@ -21,7 +21,8 @@ _LONGEST_STEM = 120  # characters; file systems stop at 255 bytes
 class Cell:
     """All finished runs of one dataset, model and setting.
 
-    setting: what sets it apart from the other cells of its dataset and model, "" if it is the only one.
+    setting: what sets it apart from the other cells of its dataset and model, and in images, augmentation and noise
+    from those of other models; "" if nothing does.
     stem: names the cell in file names; unique among the cells, on case-insensitive disks too.
     """
 

@@ -74,7 +74,7 @@ Part = TypeVar("Part", bound=Cell | Comparison)
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:
     """Return which rows of `table` a figure shows."""
-    run_ids, seeds = (tuple(rows[name].cast(dtype).unique().sort()) for name, dtype in _OF_SOURCE.items())
+    run_ids, seeds = (tuple(rows[name].unique().cast(dtype).sort()) for name, dtype in _OF_SOURCE.items())
     return Source(table, rows.height, run_ids, seeds)
 
 

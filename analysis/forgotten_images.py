@@ -67,12 +67,13 @@ def _how_many(cell: TiedCell, rows: pl.DataFrame, n_shown: int, results: Results
     counted = dict(rows.select("run_id", "n_forgotten").unique().iter_rows())
     clean = cell.rows(results.table("dropout")).filter(split="clean", mode="dropped", batchnorm="final", rescaled=False)
     n_clean = dict(clean.select("run_id", "n").iter_rows())
-    runs = cell.rows(results.runs).sort("seed", "run_id").select("run_id", "seed")  # some may forget nothing
+    written = results.store.units("forgotten_images")  # by some without a row: they forget nothing
+    runs = cell.rows(results.runs).filter(pl.col("run_id").is_in(written)).sort("seed", "run_id")
     parts = [
         f"{counted.get(run_id, 0)} of {n_clean[run_id]} (seed {seed})"
         if run_id in n_clean
         else f"{counted.get(run_id, 0)} (seed {seed})"
-        for run_id, seed in runs.iter_rows()
+        for run_id, seed in runs.select("run_id", "seed").iter_rows()
     ]
     return f"{n_shown} shown; forgotten in all: {', '.join(parts)} clean examples."
 

@@ -32,7 +32,7 @@ def label_settings(runs: Iterable[tuple[str, str, str]]) -> list[str]:
     A main run is compared with the other main runs of its dataset and model: two of them get the same label
     exactly if their settings agree, e.g. "noise.fraction=0.05" and "noise.fraction=0.1". A run with dropout, or a
     control of such runs, is compared with those of its kind, and the kind comes first: "dropout.kind=sparse".
-    Images and noise are named where any model's differ: models with the same label are shown side by side.
+    Images, augmentation and noise are named where any model's differ: models of one label are shown side by side.
     """
     runs = list(runs)
     configs = [config_from_json(config) for _, _, config in runs]

@@ -5,9 +5,9 @@
     python bench/gpu.py --data ROOT                                the parts that are not done, in order
 
 It needs torch, torchvision, timm, pyarrow, scikit-learn, jaxtyping and safetensors: no Ray, no Polars. A part
-stops by itself after --minutes (exit status 3) and continues when started again; what it measured lands in
-OUT/gpu_PART.json (default: bench/results), the tables of the paper's runs in RESULTS. `--tiny` does the same
-at a size for the CPU.
+stops by itself after --minutes (exit status 3, or 1 if another failed) and continues when started again; what it
+measured lands in OUT/gpu_PART.json (default: bench/results), the tables of the paper's runs in RESULTS. `--tiny`
+does the same at a size for the CPU.
 """
 
 from __future__ import annotations

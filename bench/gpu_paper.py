@@ -96,11 +96,12 @@ def perform_table1(
     store = create_results(folder)
     trained, longest = [], 0.0
     for run in _planned(dataset_name, seed, sizes, sizes.dropouts):
-        if run.run_id not in store.finished_runs():
+        is_new = run.run_id not in store.finished_runs()
+        if is_new:
             places.check(longest or sizes.first_seconds["training"], what=f"{folder.name}, a run")
         started = time.monotonic()
         trained.append(_train(run, dataset, store, device))
-        longest = max(longest, time.monotonic() - started)
+        longest = max(longest, time.monotonic() - started) if is_new else longest
     _finish(folder)
     print(trained)
     return {"runs": trained}

@@ -23,7 +23,7 @@ from memlib.example_tied_dropout import (
     set_mode,
     tie,
 )
-from memlib.places import find_places, insert_after
+from memlib.places import check_channels_first, find_places, insert_after
 
 
 class ChannelDropout(nn.Module):
@@ -65,6 +65,8 @@ def insert_dropout(model: nn.Module, config: DropoutConfig, *, seed: int) -> nn.
     after = config.after or None
     if config.kind == "example_tied":
         return tie(model, after, p_gen=config.p_gen, p_mem=config.p_mem, seed=seed)
+    if config.kind != "standard":
+        check_channels_first(model)
     return insert_after(model, {place: _control(config, place) for place in find_places(model, after)})
 
 

@@ -29,7 +29,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from memlib.config import check_probability
 from memlib.errors import InputError, unknown
-from memlib.places import find_places, insert_after, remove_inserted
+from memlib.places import check_channels_first, find_places, insert_after, remove_inserted
 from memlib.seeds import stream_seed
 
 MODES = ("tied", "scaled", "dropped")
@@ -170,6 +170,7 @@ def tie(
     """
     if dropout_layers(model):
         raise InputError("the model has example-tied dropout already; tie the model without it.")
+    check_channels_first(model)
     places = find_places(model, after)
     layers = {place: ExampleTiedDropout(p_gen=p_gen, p_mem=p_mem, seed=seed, name=place) for place in places}
     tied = insert_after(model, layers)

@@ -27,14 +27,8 @@ def find_places(model: nn.Module, after: Sequence[str] | None = None) -> tuple[s
     one module.
 
     Raises:
-        InputError: a name is unknown, given twice, or a layer group that is no single module; or nothing is left; or
-            the model is one of timm's that keep channels last (Swin).
+        InputError: a name is unknown, given twice, or a layer group that is no single module; or nothing is left.
     """
-    if getattr(model, "output_fmt", "") == "NHWC":
-        raise InputError(
-            f"{type(model).__name__} keeps its feature maps as [batch, height, width, channels]; dropout takes axis 1 "
-            "of four for channels, so it cannot be inserted there."
-        )
     modules = dict(model.named_modules())
     groups = layer_groups(model)
     if after is None:
@@ -48,6 +42,15 @@ def find_places(model: nn.Module, after: Sequence[str] | None = None) -> tuple[s
     if twice:
         raise InputError(f"after names {twice} more than once; give each place once.")
     return places
+
+
+def check_channels_first(model: nn.Module) -> None:
+    """Raise InputError for one of timm's models that keep channels last (Swin): axis 1 of four is none of channels."""
+    if getattr(model, "output_fmt", "") == "NHWC":
+        raise InputError(
+            f"{type(model).__name__} keeps its feature maps as [batch, height, width, channels]; dropout of channels "
+            "takes axis 1 of four for them, so it cannot be inserted there."
+        )
 
 
 def insert_after(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:

@@ -97,7 +97,7 @@ def _tell_noise(verdict: Mislabels, is_noisy: Bool[np.ndarray, " n"]) -> str:
         return ""
     auroc = evaluate_mislabels(verdict, is_noisy).auroc
     return (
-        f"{is_noisy.sum()} of its {len(is_noisy)} labels were made wrong on purpose and are among them (AUROC "
+        f"{is_noisy.sum()} of the run's {len(is_noisy)} labels were made wrong on purpose and may be among them (AUROC "
         f"{auroc:.3f}); to look for wrong labels of your own, train with --noise 0\n"
     )
 

@@ -68,7 +68,7 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         raise InputError(
             f"training.augment has 'flip', but a mirrored digit is no digit; leave it out for {dataset.name}."
         )
-    if config.noise.kind == "symmetric" and config.noise.fraction > 0:
+    if config.noise.fraction > 0 and not config.noise.pairs:  # given pairs are what the user wants
         _check_classes(dataset)
     generator = stream(config.seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)

@@ -320,6 +320,13 @@ def test_a_class_may_be_called_as_a_split_is(tmp_path):
     assert load_dataset(f"folder:{tmp_path}").class_names == ("bus", "train")
 
 
+@pytest.mark.parametrize("other", ["train", "cat"])
+def test_a_test_split_without_classes_is_no_class(tmp_path, other):
+    write_images(tmp_path, {other: 3, "test": 3}, 4, 4)
+    with pytest.raises(InputError, match="has a folder 'test' beside folders that would be classes"):
+        load_dataset(f"folder:{tmp_path}")
+
+
 def test_a_split_that_would_be_taken_for_a_class_is_named(tmp_path):
     write_images(tmp_path / "trainset", {"cat": 3}, 4, 4)
     write_images(tmp_path / "Testing", {"cat": 3}, 4, 4)

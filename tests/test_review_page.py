@@ -120,7 +120,7 @@ def test_the_command_writes_the_page_of_a_run_with_the_images_it_was_trained_on(
     written, planted = capsys.readouterr().out.splitlines()
     assert written == f"{out}: suspects by aum; open it in a browser"
     assert re.fullmatch(
-        r"40 of its 200 labels were made wrong on purpose .* \(AUROC 0\.\d+\); .* train with --noise 0", planted
+        r"40 of the run's 200 labels were made wrong on purpose .* \(AUROC 0\.\d+\); .* train with --noise 0", planted
     )
     items = Page(out.read_text()).items
     assert len(items) == 7

@@ -29,7 +29,7 @@ def load_image_folder(name: str, path: Path, *, image_size: int | None = None) -
     and ids are positions in the undivided order.
 
     Raises:
-        InputError: no classes, a class without images or named like a split, a test class that has no training
+        InputError: no classes, a class without images or named like a test split, a test class that has no training
             images, a file that cannot be decoded, or mixed sizes and image_size is None.
     """
     train_path, test_path = _find_split(path, TRAIN_FOLDERS), _find_split(path, TEST_FOLDERS)
@@ -52,7 +52,8 @@ def _find_split(path: Path, names: Sequence[str]) -> Path | None:
 
 def _check_undivided(path: Path, class_names: Sequence[str]) -> None:
     for name in class_names:
-        if name.casefold() in (*TRAIN_FOLDERS, *TEST_FOLDERS) and _has_folders(path / name):
+        kind = name.casefold()  # trains may be a class; without a test split beside them
+        if kind in TEST_FOLDERS or (kind in TRAIN_FOLDERS and _has_folders(path / name)):
             raise InputError(
                 f"{path} has a folder {name!r} beside folders that would be classes, too; call the training images' "
                 f"folder 'train' (with one subfolder a class), or rename {name!r} if it is a class."
