@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +65,15 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("dropout_search", dropout_search.draw),
 )
 
+# Those that take long, the longest first: several processes that begin with them end together. Those that show the
+# same tables stand where, of two processes, the same one comes to them.
+_LONG = (
+    *("mislabels", "figure4_control", "figure4", "figure5", "figure3", "shared_units"),
+    *("learning_curves", "figure1", "figure5_clean_split", "figure2", "criticality"),
+)
 _MANY_RUNS = 8  # from here on others help; one takes two seconds to start
 _MOST_OTHERS = 3
+_FIGURE_OBJECTS = 50_000  # a figure is that many: Python's own 700 has it look for garbage all the time
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,15 @@ def draw_figures(
     chosen = [name for name in names if not only or name in only]
     most = _MOST_OTHERS if results.runs.height >= _MANY_RUNS else 0
     finished = share_work(
-        chosen,
+        sorted(chosen, key=lambda name: _LONG.index(name) if name in _LONG else len(_LONG)),
         functools.partial(_finish, results=results, folder=folder, options=options),
         functools.partial(_finish_elsewhere, location=results.location, folder=folder, options=options),
         others=min(processes - 1, len(chosen) - 1, most),
-    ).values()
-    paths = [path for one in finished for path in one.paths]
-    sections = [section for one in finished for section in one.sections]
-    skipped = [skip for one in finished for skip in one.skipped]
+    )
+    in_order = [finished[name] for name in chosen]
+    paths = [path for one in in_order for path in one.paths]
+    sections = [section for one in in_order for section in one.sections]
+    skipped = [skip for one in in_order for skip in one.skipped]
     listed = sorted([*kept, *sections], key=lambda section: (_place_of(section), section.name))
     remove_stale(folder, before, {section.name for section in listed})
     index = write_index(folder, listed, skipped, results)
@@ -169,14 +179,25 @@ def _parser() -> argparse.ArgumentParser:
 def _finish(name: str, *, results: Results, folder: Path, options: Options) -> Finished:
     """Draw and save what an entry of FIGURES makes of the results."""
     paths, sections, skipped = [], [], []
-    for outcome in dict(FIGURES)[name](results, options):
-        if isinstance(outcome, Skipped):
-            skipped.append(outcome)
-            continue
-        paths += save(outcome.figure, folder, outcome.name)
-        paths += save_tables(outcome.tables, folder, outcome.name)
-        sections.append(describe(outcome, results.runs))
+    with _collecting_less_often():
+        for outcome in dict(FIGURES)[name](results, options):
+            if isinstance(outcome, Skipped):
+                skipped.append(outcome)
+                continue
+            paths += save(outcome.figure, folder, outcome.name)
+            paths += save_tables(outcome.tables, folder, outcome.name)
+            sections.append(describe(outcome, results.runs))
     return Finished(tuple(paths), tuple(sections), tuple(skipped))
+
+
+@contextmanager
+def _collecting_less_often() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(_FIGURE_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _finish_elsewhere(name: str, *, location: str, folder: Path, options: Options) -> Finished:

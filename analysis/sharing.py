@@ -1,10 +1,11 @@
-"""Independent work shared with other processes: they begin at one end of a list, this one at the other."""
+"""Independent work shared with other processes: whoever is free takes the next piece."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,18 +14,28 @@ T = TypeVar("T")
 def share_work(
     names: Sequence[str], here: Callable[[str], T], elsewhere: Callable[[str], T], *, others: int
 ) -> dict[str, T]:
-    """Return what became of each name, in their order: `here(name)`, or `elsewhere(name)` in one of the others.
+    """Return what became of each name, in their order, in which they are begun: long work first is done sooner.
 
-    What each process does is found out as they go; `elsewhere` and its results are sent by pickle. With `others` 0
-    everything is done here. Raises what a call raised; one elsewhere is heard of when nothing is left to do here.
+    `here(name)` is called in this process, `elsewhere(name)` in each of the others: it and its results are sent by
+    pickle. With `others` 0 everything is done here. Raises what a call raised, once those that had begun have ended.
     """
     if others == 0:
         return {name: here(name) for name in names}
-    # Spawned: polars' threads do not survive a fork.
-    pool = ProcessPoolExecutor(others, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        begun = {name: pool.submit(elsewhere, name) for name in reversed(names)}
-        done = {name: here(name) for name in names if begun[name].cancel()}
-        return {name: done[name] if name in done else begun[name].result() for name in names}
-    finally:
-        pool.shutdown(cancel_futures=True)
+    left, done = iter(list(names)), dict[str, T]()  # a list's iterator gives each name to one thread only
+
+    def take(work: Callable[[str], T]) -> None:
+        try:
+            for name in left:
+                done[name] = work(name)
+        except BaseException:
+            deque(left, maxlen=0)  # begin no more
+            raise
+
+    # Spawned: polars' threads do not survive a fork. Each is given one name at a time, by a thread that waits for it.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(others, mp_context=spawned) as pool, ThreadPoolExecutor(others) as waiting:
+        helping = [waiting.submit(take, lambda name: pool.submit(elsewhere, name).result()) for _ in range(others)]
+        take(here)
+        for helper in helping:
+            helper.result()
+    return {name: done[name] for name in names}

@@ -150,13 +150,14 @@ def test_a_class_that_holding_out_would_lose_is_an_error(tmp_path):
         load_dataset(f"parquet:{file}")
 
 
-def test_more_images_than_a_window_keep_their_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("side", [3, 48])  # 100 bytes and 7 kB of noise: decoded one by one, and in threads
+def test_more_images_than_a_window_keep_their_order(tmp_path, monkeypatch, side):
     monkeypatch.setattr("memlib.datasets.parquet_files.WINDOW", 10)
     monkeypatch.setattr("memlib.datasets.decoding.CHUNK", 3)
-    pixels = pixels_of(57, 3, 3)
+    pixels = pixels_of(57, side, side, 3)
     file = write_parquet(tmp_path / "a.parquet", [png(p) for p in pixels], [i % 2 for i in range(57)])
     train = load_dataset(f"parquet:{file}").train
-    np.testing.assert_array_equal(train.images[:, 0].numpy(), pixels[train.ids])
+    np.testing.assert_array_equal(train.images.permute(0, 2, 3, 1).numpy(), pixels[train.ids])
 
 
 def test_the_image_column_may_be_called_img_and_class_names_fall_back_to_numbers(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -181,25 +182,34 @@ def test_with_many_runs_other_processes_help_and_the_files_are_the_same(store, t
         assert a.read_bytes() == b.read_bytes(), a.name
 
 
-def test_work_is_shared_from_both_ends_and_answered_in_order():
-    names = [str(n) for n in range(12)]
-    done = share_work(names, lambda name: (name, os.getpid()), _with_process, others=1)
-    assert [name for name, _ in done.values()] == list(done) == names
-    here = [name for name, process in done.values() if process == os.getpid()]
-    assert here == names[: len(here)]
-    assert 0 < len(here) < len(names)
+def test_whoever_is_free_takes_the_next_piece_of_work(tmp_path):
+    names, here = [str(n) for n in range(7)], []
+
+    def work_here(name: str) -> int:
+        here.append(name)
+        if len(here) == 6:
+            (tmp_path / "all others").touch()
+        return os.getpid()
+
+    done = share_work(names, work_here, partial(_wait_for, tmp_path / "all others"), others=1)
+    assert list(done) == names
+    assert list(done.values()).count(os.getpid()) == 6  # the busy process was given nothing else meanwhile
 
 
-def test_what_fails_is_raised_wherever_it_was_tried():
-    names = [str(n) for n in range(99)]
+def test_what_fails_is_raised_wherever_it_was_tried_and_no_more_is_begun():
+    begun = []
     with pytest.raises(ValueError, match="cannot draw"):
-        share_work(names, lambda name: time.sleep(0.1), _fail, others=1)
-    with pytest.raises(ValueError, match="cannot draw 0"):
-        share_work(names, _fail, _sleep, others=1)  # what the other has not begun by then is given up
+        share_work([str(n) for n in range(99)], lambda name: begun.append(name) or time.sleep(0.1), _fail, others=1)
+    assert len(begun) < 98
+    with pytest.raises(ValueError, match="cannot draw"):
+        share_work([str(n) for n in range(99)], _fail, _sleep, others=1)
 
 
-def _with_process(name: str) -> tuple[str, int]:
-    return name, os.getpid()
+def _wait_for(path: Path, name: str) -> int:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return os.getpid()
 
 
 def _sleep(name: str) -> None:
