@@ -5,13 +5,13 @@ initialization (parameters and buffers), every other group is frozen for real (n
 statistics and dropout in evaluation mode), and that group alone is trained on clean examples only;
 accuracies on clean and noisy examples are recorded after every epoch, before the first included.
 Deviations: the released code trains on the noisy examples and freezes nothing. Here the frozen
-prefix of the network is run once and its outputs are kept where they fit (`prefixes`), so training
+prefix of the network is run once and its outputs are kept where they fit (`prefix_outputs`), so training
 is on un-augmented images. Training on the noisy examples only is a control.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from memlib.batches import model_inputs, split_order, steps_per_epoch
 from memlib.checkpoints import check_state
-from memlib.chunks import ChunkSize, images_at_once, memory_budget, run_if_it_fits, run_in_chunks
+from memlib.chunks import ChunkSize, images_at_once, memory_budget, run_in_chunks
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
 from memlib.layer_groups import LayerGroups, check_groups, layer_groups
 from memlib.precision import exact_float32
-from memlib.prefixes import State, Suffix, cut_before, run_prefix
+from memlib.prefix_outputs import BatchSource, PrefixOutputs
+from memlib.prefixes import State, cut_before
 from memlib.rewinding import CHUNK_SIZE, Examples, check_splits, rewind
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream, stream
@@ -104,8 +105,10 @@ def retrain(
     with exact_float32(device), evaluation_mode(reset), _learning_only(reset, chosen, groups) as parameters:
         suffix = cut_before(reset, [chosen], groups, model_inputs(train_on[0][:2], device))[0]
         modules = _inside(suffix.network, chosen, groups)
-        trained = _Trained(reset, suffix, parameters, modules, device, images_at_once(train_on[0], CHUNK_SIZE, device))
-        prefix = _PrefixOutputs(trained, _budget(device) if how.memory_budget is None else how.memory_budget)
+        at_once = images_at_once(train_on[0], CHUNK_SIZE, device)
+        trained = _Trained(parameters, modules, device, at_once)
+        budget = _budget(device) if how.memory_budget is None else how.memory_budget
+        prefix = PrefixOutputs(reset, suffix, device, at_once=at_once, budget=budget)
         train_source = (prefix.source(train_on[0]), train_on[1].to(device))
         sources = {name: (prefix.source(images), labels.to(device)) for name, (images, labels) in splits.items()}
         curve = tuple(_train(trained, train_source, sources, how))
@@ -116,18 +119,13 @@ def _budget(device: torch.device) -> int:
     return memory_budget(device) if device.type == "cuda" else CPU_BUDGET
 
 
-BatchSource = Callable[[Int64[Tensor, " b"]], Tensor]  # positions -> logits
-
-
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """A network of which only some groups learn: their parameters, and the suffix's modules they consist of.
+    """What learns in a network of which only some groups do: their parameters, and the modules they consist of.
 
     at_once: examples of a forward pass that nothing is learned from.
     """
 
-    model: nn.Module
-    suffix: Suffix
     parameters: list[nn.Parameter]
     modules: list[nn.Module]
     device: torch.device
@@ -164,58 +162,6 @@ def _inside(network: nn.Module, chosen: Sequence[str], groups: LayerGroups) -> l
         if own and learning.issuperset(own):
             found.append(module)
     return found
-
-
-class _PrefixOutputs:
-    """Gives the logits of examples by their positions; the frozen prefix's outputs are kept as long as they fit."""
-
-    def __init__(self, trained: _Trained, budget: int) -> None:
-        self._trained = trained
-        self._left = budget
-        self._kept: list[tuple[Tensor, dict[str, Tensor] | None]] = []
-
-    def source(self, images: Tensor) -> BatchSource:
-        """Return where to get the logits of these images; images given again (the same tensor) are run once."""
-        trained = self._trained
-        known = [outputs for given, outputs in self._kept if given is images]
-        kept = known[0] if known else self._keep(images)
-        self._kept.append((images, kept))
-
-        def logits(positions: Int64[Tensor, " b"]) -> Tensor:
-            inputs = model_inputs(images[positions.to(images.device)], trained.device)
-            if kept is None:
-                boundary = run_prefix(trained.model, trained.suffix.crossing, inputs)
-            else:
-                boundary = {name: outputs[positions.to(outputs.device)] for name, outputs in kept.items()}
-            return trained.suffix(boundary, inputs)
-
-        return logits
-
-    def _keep(self, images: Tensor) -> dict[str, Tensor] | None:
-        """Return the prefix outputs of all images, None where they do not fit or are not one an example."""
-        trained = self._trained
-        few = run_prefix(trained.model, trained.suffix.crossing, model_inputs(images[:2], trained.device))
-        n_bytes = sum(output.nbytes for output in few.values()) // len(images[:2]) * len(images)
-        if not few or n_bytes > self._left or any(len(output) != len(images[:2]) for output in few.values()):
-            return None
-        kept = run_if_it_fits(lambda: {name: _empty_like(output, len(images)) for name, output in few.items()})
-        if kept is None:
-            return None
-        self._left -= n_bytes
-
-        def work(chunk: slice) -> tuple[slice, dict[str, Tensor]]:
-            inputs = model_inputs(images[chunk], trained.device)
-            return chunk, run_prefix(trained.model, trained.suffix.crossing, inputs)
-
-        for chunk, outputs in run_in_chunks(len(images), ChunkSize(trained.at_once), work):
-            for name, output in outputs.items():
-                kept[name][chunk] = output
-        return kept
-
-
-def _empty_like(output: Tensor, n: int) -> Tensor:
-    layout = torch.channels_last if output.dim() == 4 else torch.contiguous_format
-    return torch.empty(n, *output.shape[1:], dtype=output.dtype, device=output.device, memory_format=layout)
 
 
 def _train(
