@@ -12,6 +12,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +66,14 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("dropout_search", dropout_search.draw),
 )
 
-# Those that take long, the longest first: several processes that begin with them end together. Those that show the
-# same tables stand where, of two processes, the same one comes to them.
+# Those that take long, the longest first: several processes that begin with them end together.
 _LONG = (
     *("mislabels", "figure4_control", "figure4", "figure5", "figure3", "shared_units"),
     *("learning_curves", "figure1", "figure5_clean_split", "figure2", "criticality"),
 )
 _MANY_RUNS = 8  # from here on others help; one takes two seconds to start
 _MOST_OTHERS = 3
-_FIGURE_OBJECTS = 50_000  # a figure is that many: Python's own 700 has it look for garbage all the time
+_NEW_OBJECTS = 50_000  # before Python looks for garbage; its own 700 (2,000 from 3.13) have it look all the time
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"{error}: removed while it was read, as by sweeps/compact.py; run this again\n")
         return 2
+    except BrokenExecutor:
+        sys.stderr.write(
+            "a process that helped to draw was ended from outside, most likely for want of memory; draw fewer figures "
+            "at once, e.g. --only learning_curves\n"
+        )
+        return 2
     except (InputError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -193,7 +199,7 @@ def _finish(name: str, *, results: Results, folder: Path, options: Options) -> F
 @contextmanager
 def _collecting_less_often() -> Iterator[None]:
     before = gc.get_threshold()
-    gc.set_threshold(_FIGURE_OBJECTS, *before[1:])
+    gc.set_threshold(before[0] and _NEW_OBJECTS, *before[1:])  # 0: never, and it stays so
     try:
         yield
     finally:

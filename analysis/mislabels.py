@@ -33,7 +33,7 @@ MEASURES: Mapping[str, tuple[str, Stroke]] = {
     "precision_at_noise_count": ("precision at the noise count", Stroke("#E69F00", "", "D")),
 }
 _JUDGED = ("run_id", "seed", "example_id", "split", "mode", "assigned", "is_noisy", "prediction", "margin", "loss")
-_OF_THE_CELL = ("dataset", "model", "seed", "setting", "unit_id")  # the same in millions of rows
+_UNUSED = ("dataset", "model", "seed", "setting", "unit_id")  # the same in all of a run's rows
 _FLAGGED = ("issue_precision", "issue_recall")
 _ROW = 0.28  # inches a method
 
@@ -64,7 +64,7 @@ def find(results: Results, cell: Cell, examples: pl.DataFrame) -> Found:
     examples: the cell's rows of table `examples`; runs without noisy ones are left out.
     """
     evidence = {
-        name: results.collect(results.scan(name, cell).drop(_OF_THE_CELL)) for name in ("dynamics", "cross_validation")
+        name: results.collect(results.scan(name, cell).drop(_UNUSED)) for name in ("dynamics", "cross_validation")
     }
     parts = {name: rows.partition_by("run_id", as_dict=True) for name, rows in evidence.items()}
     by_run = examples.partition_by("seed", "run_id", as_dict=True)

@@ -21,21 +21,28 @@ def share_work(
     """
     if others == 0:
         return {name: here(name) for name in names}
-    left, done = iter(list(names)), dict[str, T]()  # a list's iterator gives each name to one thread only
+    left, done = deque(names), dict[str, T]()
 
     def take(work: Callable[[str], T]) -> None:
-        try:
-            for name in left:
+        while True:
+            try:
+                name = left.popleft()  # looked at and taken at once: threads may be here at the same time
+            except IndexError:
+                return
+            try:
                 done[name] = work(name)
-        except BaseException:
-            deque(left, maxlen=0)  # begin no more
-            raise
+            except BaseException:
+                left.clear()  # nobody begins any more
+                raise
 
     # Spawned: polars' threads do not survive a fork. Each is given one name at a time, by a thread that waits for it.
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(others, mp_context=spawned) as pool, ThreadPoolExecutor(others) as waiting:
-        helping = [waiting.submit(take, lambda name: pool.submit(elsewhere, name).result()) for _ in range(others)]
-        take(here)
-        for helper in helping:
-            helper.result()
+        try:
+            helping = [waiting.submit(take, lambda name: pool.submit(elsewhere, name).result()) for _ in range(others)]
+            take(here)
+            for helper in helping:
+                helper.result()
+        finally:
+            left.clear()  # where this was interrupted
     return {name: done[name] for name in names}

@@ -1,6 +1,6 @@
 """Loading: a Parquet file of encoded images into one uint8 tensor, and from there into batches of inputs.
 
-In turn in one process: (a) ours, decoding in threads by windows of rows; (b) the obvious way: the whole table as
+In turn in one process: (a) ours, decoding by windows of rows; (b) the obvious way: the whole table as
 Python rows, each image opened with Pillow, turned into a tensor and stacked. Both give the same tensor. Then
 (c) ours: an epoch's batches of model inputs from the uint8 images; (d) the obvious way: one image at a time from
 a DataLoader. Floors: Pillow's decoding alone for (a), bytes read and written at the measured bandwidth for (c).
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -110,7 +109,6 @@ def measure(path: Path, rounds: int) -> dict[str, object]:
         "bytes_decoded": images.numel(),
         "floor_seconds": rows[2]["seconds"],
         "batch_floor_seconds": moved / bandwidth(CPU),
-        "decoding_threads": min(8, max(2, os.cpu_count() or 2)),
         "torch_threads": n_threads,
     }
 

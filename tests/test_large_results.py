@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import load, scans
-from analysis.figures import draw_figures, main
+from analysis.figures import _LONG, FIGURES, draw_figures, main
 from analysis.load import load_tables
 from analysis.searched import removed_units, searched_examples
 from analysis.shares import shares_above
@@ -187,33 +188,57 @@ def test_whoever_is_free_takes_the_next_piece_of_work(tmp_path):
 
     def work_here(name: str) -> int:
         here.append(name)
+        _wait_until((tmp_path / "begun elsewhere").exists)
         if len(here) == 6:
             (tmp_path / "all others").touch()
         return os.getpid()
 
-    done = share_work(names, work_here, partial(_wait_for, tmp_path / "all others"), others=1)
+    done = share_work(names, work_here, partial(_wait_for_others, tmp_path), others=1)
     assert list(done) == names
     assert list(done.values()).count(os.getpid()) == 6  # the busy process was given nothing else meanwhile
 
 
-def test_what_fails_is_raised_wherever_it_was_tried_and_no_more_is_begun():
-    begun = []
+def test_what_fails_is_raised_wherever_it_was_tried_and_no_more_is_begun(tmp_path):
+    names, here = [str(n) for n in range(999)], []
     with pytest.raises(ValueError, match="cannot draw"):
-        share_work([str(n) for n in range(99)], lambda name: begun.append(name) or time.sleep(0.1), _fail, others=1)
-    assert len(begun) < 98
+        share_work(names, lambda name: here.append(name) or time.sleep(0.1), _fail, others=1)
+    assert len(here) < 998
     with pytest.raises(ValueError, match="cannot draw"):
-        share_work([str(n) for n in range(99)], _fail, _sleep, others=1)
+        share_work(names, _fail, partial(_begin, tmp_path), others=1)
+    assert len(list(tmp_path.iterdir())) <= 1
 
 
-def _wait_for(path: Path, name: str) -> int:
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
+def test_a_helping_process_that_is_killed_is_told(store, tmp_path, monkeypatch, capsys):
+    add_run(store, make_config(seed=0))
+    monkeypatch.setattr("analysis.figures._MANY_RUNS", 1)
+    monkeypatch.setattr("analysis.figures._finish_elsewhere", _be_killed)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert main(["--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]) == 2
+    assert "ended from outside, most likely for want of memory" in capsys.readouterr().err
+
+
+def test_every_figure_that_takes_long_is_a_figure():
+    assert set(_LONG) <= {name for name, _ in FIGURES}
+
+
+def _wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _wait_for_others(folder: Path, name: str) -> int:
+    (folder / "begun elsewhere").touch()
+    _wait_until((folder / "all others").exists)
     return os.getpid()
 
 
-def _sleep(name: str) -> None:
-    time.sleep(1)
+def _begin(folder: Path, name: str) -> None:
+    (folder / name).touch()
+
+
+def _be_killed(name: str, **_: object) -> None:
+    os._exit(1)
 
 
 def _fail(name: str) -> None:

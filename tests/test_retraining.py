@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memlib import prefixes, retraining
+from memlib import prefix_outputs, prefixes
 from memlib.batches import normalize, split_order
 from memlib.config import ModelConfig
 from memlib.errors import InputError
@@ -184,7 +184,7 @@ def test_images_that_are_trained_on_and_measured_on_pass_the_frozen_prefix_once(
         runs.append(len(inputs))
         return run_prefix(model, crossing, inputs)
 
-    monkeypatch.setattr("memlib.retraining.run_prefix", count)
+    monkeypatch.setattr("memlib.prefix_outputs.run_prefix", count)
     splits = {"clean": examples, "as it was": (examples[0], examples[1].flip(0))}
     retrain(build(), build(seed=7).state_dict(), ["conv4"], examples, splits, how=Retraining(config=CONFIG))
     assert sorted(runs) == [2, 50]  # two to see how large the outputs are
@@ -209,7 +209,7 @@ def test_images_that_do_not_fit_into_memory_together_change_nothing(examples, sp
         refuse(inputs)
         return call(suffix, boundary, inputs, state)
 
-    monkeypatch.setattr(retraining, "run_prefix", run_short)
+    monkeypatch.setattr(prefix_outputs, "run_prefix", run_short)
     monkeypatch.setattr(prefixes.Suffix, "__call__", call_short)
     assert retrain(model, earlier, ["conv3"], examples, splits, how=how).curve == expected.curve
     assert max(sizes) == 60  # it was tried, and refused
@@ -223,7 +223,7 @@ def test_without_memory_for_the_prefix_outputs_they_are_computed_batch_by_batch(
     def refuse(output, n):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(retraining, "_empty_like", refuse)
+    monkeypatch.setattr(prefix_outputs, "_empty_like", refuse)
     assert retrain(model, earlier, ["conv3"], examples, splits, how=how).curve == expected.curve
 
 

@@ -1,4 +1,4 @@
-"""Decode image files into one uint8 tensor; large ones in threads (Pillow releases the interpreter's lock)."""
+"""Decode image files into one uint8 tensor; in threads, but for small ones (Pillow releases the interpreter's lock)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from memlib.datasets.image_set import ImageSet
 from memlib.errors import InputError
 
 CHUNK = 128  # images a thread decodes at a time
-# Bytes of an image file. Smaller ones are decoded faster than threads can hand each other the interpreter's lock:
-# two took twice as long as one at 1 to 2 kB, and two thirds as long from 6 kB on.
-WORTH_THREADS = 5000
+# Below both, an image in memory is decoded faster than threads hand each other the interpreter's lock: two took twice
+# as long as none at 1 to 2 kB, and two thirds as long from 6 kB on.
+WORTH_THREADS = 5000  # bytes of a file
+WORTH_THREADS_SIDE = 64  # pixels that it is scaled to
 GREY_MODES = {"1", "L", "LA", "La"}  # and all that begin with I: 16 bits, of which the upper 8 are kept
 
 
@@ -79,7 +80,7 @@ def _decode_windows(
     threads = min(8, max(2, os.cpu_count() or 2))
     with ThreadPoolExecutor(threads) as pool:
         for window in windows:
-            if all(_is_small(image) for image in window):
+            if (image_size or 0) < WORTH_THREADS_SIDE and all(_is_small(image) for image in window):
                 yield from ((image.name, _decode(image, image_size)) for image in window)
                 continue
             chunks = [window[i : i + CHUNK] for i in range(0, len(window), CHUNK)]
