@@ -34,18 +34,22 @@ class DataConfig:
     """Which images.
 
     name: `mnist`, `cifar10`, `svhn`, `digits`, `folder:PATH` or `parquet:PATH`.
-    limit: number of training images, a class-balanced subset drawn from the run's seed; None for all.
+    limit: number of training images, a class-balanced subset; None for all.
     image_size: side in pixels to scale the images to; None leaves them as they are.
     holdout: share of the training set, drawn after label noise, that is not trained on but judged as split
         `validation`; None for none.
+    seed: of every draw among the examples: the subset, the wrong labels, what is held out, the folds, and the examples
+        that experiments look at. None for the run's seed; given, runs of several seeds share them.
     """
 
     name: str = "cifar10"
     limit: int | None = None
     image_size: int | None = None
     holdout: float | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        _at_least("data.seed", self.seed, 0)
         _at_least("data.limit", self.limit, 2)
         _at_least("data.image_size", self.image_size, 1)
         if self.holdout is not None and not 0 < self.holdout < 1:
@@ -211,6 +215,11 @@ class RunConfig:
         settings = different_from_defaults(config_from_json(config_to_json(self)))  # 1 and 1.0 are one setting
         settings.pop("checkpoints", None)
         return short_hash(settings)
+
+    @property
+    def data_seed(self) -> int:
+        """Return the seed of every draw among the examples."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def checkpoint_epochs(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Out-of-sample predictions for every training example of a run: k networks, each trained on the other folds.
 
 What confident learning (`confident_learning`) judges labels by. The networks are the run's own kind, without
-dropout, trained on the assigned labels as the run's settings say; folds and networks are drawn from the run's seed.
+dropout, trained on the assigned labels as the run's settings say; folds are drawn from the data's seed, networks from the run's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def perform_cross_validation(task: Task, model: nn.Module, data: RunData, load_s
     fold, folds, epochs = (unit.settings[name] for name in ("fold", "folds", "epochs"))
     device = next(model.parameters()).device
     assigned = data.noisy_labels.labels
-    held_out = assign_folds(assigned, folds, generator=stream(task.run.seed, "folds")) == fold
+    held_out = assign_folds(assigned, folds, generator=stream(task.run.data_seed, "folds")) == fold
     everything = ImageSet(place_images(data.train.images, device), assigned, data.train.ids)
     split = TrainingData(
         everything.take((~held_out).nonzero().squeeze(1)),

@@ -105,7 +105,7 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
     found = rewinding_accuracies(
         model,
         {unit.settings["rewind_epoch"]: load_state(unit.settings["rewind_epoch"]) for unit in task.units},
-        _placed(splits_of(data, limit=shared["limit"], seed=task.run.seed), device),
+        _placed(splits_of(data, limit=shared["limit"], seed=task.run.data_seed), device),
         sets=[shared["groups"]],
         measurement=Measurement(
             batchnorm=shared["batchnorm"],
@@ -138,10 +138,10 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
     group, trained_on = settings.pop("group"), settings.pop("trained_on")
     config = build_config(RetrainingConfig, {**settings, "on": [trained_on]})
     device = next(model.parameters()).device
-    everything = _placed(splits_of(data, limit=None, seed=task.run.seed), device)
+    everything = _placed(splits_of(data, limit=None, seed=task.run.data_seed), device)
     splits = everything  # the same tensors: their prefix is run once
     if config.limit is not None:
-        splits = _placed(splits_of(data, limit=config.limit, seed=task.run.seed), device)
+        splits = _placed(splits_of(data, limit=config.limit, seed=task.run.data_seed), device)
     how = Retraining(config=config, seed=task.run.seed)
     found = retrain(model, load_state(config.reset_epoch), [group], everything[trained_on], splits, how=how)
     facts = {
@@ -155,7 +155,7 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
 
 
 def splits_of(data: RunData, *, limit: int | None, seed: int) -> dict[str, Examples]:
-    """Return the examples that count as clean, noisy and test, at most `limit` of each, drawn from the run's seed.
+    """Return the examples that count as clean, noisy and test, at most `limit` of each, drawn from `seed`.
 
     A split without examples is absent.
     """

@@ -72,7 +72,7 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
     kind, part = unit.settings["kind"], unit.settings["part"]
     config = search_settings(unit.settings)
     check_search(config, data)
-    device, seed = next(model.parameters()).device, task.run.seed
+    device, seed = next(model.parameters()).device, task.run.data_seed
     train = replace(data.train, images=place_images(data.train.images, device), labels=data.noisy_labels.labels)
     is_noisy = data.noisy_labels.is_noisy
     reference = draw_reference(train, torch.empty(0, dtype=torch.int64), config, seed=seed)
@@ -81,7 +81,7 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
     if len(examples) == 0:
         return [{"removed_units": [], "critical_units": []}]
     judged = _judged(train, is_noisy, config.limit, seed=seed)
-    search = find_critical_units(model, examples, reference, config, seed=seed, device=device)
+    search = find_critical_units(model, examples, reference, config, seed=task.run.seed, device=device)
     accuracies = edited_accuracies(model, search.units, search.found, judged, device=device, precision=config.precision)
     facts = {"run_id": task.run.run_id, "is_noisy": kind == "noisy"}
     right_early = _right_early(model, examples, config, load_state)

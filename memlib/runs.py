@@ -62,7 +62,7 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
     """
     train_set = dataset.train
     if config.data.limit is not None:
-        generator = stream(config.seed, "subset")
+        generator = stream(config.data_seed, "subset")
         train_set = balanced_subset(train_set, config.data.limit, dataset.num_classes, generator)
     if "flip" in config.training.augment and config.data.name in DIGIT_SETS:
         raise InputError(
@@ -70,11 +70,11 @@ def prepare_data(config: RunConfig, dataset: Dataset) -> RunData:
         )
     if config.noise.fraction > 0 and not config.noise.pairs:  # given pairs are what the user wants
         _check_classes(dataset)
-    generator = stream(config.seed, "label_noise")
+    generator = stream(config.data_seed, "label_noise")
     noisy = add_label_noise(train_set.labels, config.noise, num_classes=dataset.num_classes, generator=generator)
     data = RunData(train_set, noisy, dataset.test, dataset.num_classes)
     if config.data.holdout is not None:
-        data = _hold_out(data, config.data.holdout, stream(config.seed, "holdout"))
+        data = _hold_out(data, config.data.holdout, stream(config.data_seed, "holdout"))
     if config.training.batch_size > len(data.train):
         raise InputError(
             f"training.batch_size is {config.training.batch_size} but {dataset.name} has {len(data.train)} training "
