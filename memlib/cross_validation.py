@@ -1,7 +1,8 @@
 """Out-of-sample predictions for every training example of a run: k networks, each trained on the other folds.
 
 What confident learning (`confident_learning`) judges labels by. The networks are the run's own kind, without
-dropout, trained on the assigned labels as the run's settings say; folds are drawn from the data's seed, networks from the run's.
+dropout, trained on the assigned labels as the run's settings say; folds are drawn from the data's
+seed, networks from the run's.
 """
 
 from __future__ import annotations

@@ -57,6 +57,12 @@ def small_run() -> RunConfig:
 
 
 @pytest.fixture
+def shallow_vit(monkeypatch):
+    """The vision transformer with two of its six blocks, where the number of blocks tells nothing more."""
+    monkeypatch.setattr("memlib.models.vit.DEPTH", 2)
+
+
+@pytest.fixture
 def kill_after_writes(monkeypatch):
     """Lets this process end, as if killed, at its next write after so many."""
 

@@ -109,6 +109,7 @@ def test_a_timed_step_takes_as_many_images_as_fit_into_its_time(seconds_an_image
     assert n == batch_size or n * seconds_an_image >= throughput.STEP_SECONDS / 2
 
 
+@pytest.mark.usefixtures("shallow_vit")
 @pytest.mark.parametrize(("model", "kind"), [("resnet9", "none"), ("resnet9", "example_tied"), ("vit", "example_tied")])
 def test_a_run_costs_five_passes_a_step_and_one_for_every_image_predicted(digits, small_run, model, kind):
     model = replace(small_run.model, name=model, width=0.25 if model == "resnet9" else 1.0)

@@ -87,10 +87,8 @@ def perform_all(run, experiments, dataset, folder, device):
     ],
     ids=["none", "example_tied", "channel", "vit", "timm"],
 )
-def test_a_run_and_its_experiments_write_the_same_tables_as_on_a_cpu(
-    small_run, digits, tmp_path, monkeypatch, changes, experiments
-):
-    monkeypatch.setattr("memlib.models.vit.DEPTH", 1)
+@pytest.mark.usefixtures("shallow_vit")
+def test_a_run_and_its_experiments_write_the_same_tables_as_on_a_cpu(small_run, digits, tmp_path, changes, experiments):
     some = digits.train.take(torch.arange(40)), digits.test.take(torch.arange(10))
     few = Dataset("digits", *some, digits.class_names)
     training = replace(small_run.training, epochs=1, batch_size=16, augment=("crop",))

@@ -17,6 +17,7 @@ from memlib.models import build_model
 from memlib.prefixes import Suffix, cut_before, run_prefix
 from memlib.rewinding import Measurement, rewind, rewinding_accuracies
 
+pytestmark = pytest.mark.usefixtures("shallow_vit")
 NETWORKS = ["resnet9", "resnet50", "vit", "timm:resnet18", "timm:convnext_atto", "timm:mobilenetv3_small_050"]
 
 

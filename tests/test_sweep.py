@@ -1,6 +1,7 @@
 """The command on real Ray with 2 CPUs: what it prints, what it leaves, and what no interruption changes."""
 
 import re
+import shutil
 import signal
 import subprocess
 
@@ -140,21 +141,23 @@ def fill(ballast):
             file.write(bytes(4096))
 
 
-def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(small_disk, start, monkeypatch):
+def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(
+    undisturbed, small_disk, start, monkeypatch
+):
     monkeypatch.setenv("MEMLIB_STORAGE_PATIENCE", "1")
     results, ballast = small_disk / "results", small_disk / "ballast"
-    assert sweep(results, *TRAIN_ONLY, "--epochs", "1", "--seeds", "0")[0] == 0
+    shutil.copytree(undisturbed[0], results)
     driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     fill(ballast)
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 1, out + err
     assert "the disk or quota holding the results is full" in out
-    assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done"]
+    assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done", "done"]
     ballast.unlink()
     code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
     assert code == 0, out + err
-    assert open_results(results).read("runs").num_rows == 2
+    assert open_results(results).read("runs").num_rows == 3
 
 
 def test_a_disk_that_is_full_for_a_while_is_waited_for_and_said_in_two_lines(small_disk, start):

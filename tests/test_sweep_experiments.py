@@ -1,6 +1,7 @@
 """Experiments as Ray tasks: each is done once its run has ended, and no lost process does it twice or not at all."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -86,11 +87,13 @@ def test_a_driver_killed_among_the_tasks_continues_without_repeating_one(undistu
     assert_same_results(results, undisturbed[0])
 
 
-def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(tmp_path):
-    results = tmp_path / "results"
+def test_a_damaged_checkpoint_fails_its_tasks_alone_and_deleting_it_mends_them(undisturbed, tmp_path):
+    results = Path(shutil.copytree(undisturbed[0], tmp_path / "results"))
+    for table in (*N_UNITS, "removed_units", "units"):
+        shutil.rmtree(results / table)
     options = [*OPTIONS, "--seeds", "0"]
-    assert sweep(results, *options, "--experiments")[0] == 0
-    (checkpoint,) = results.glob("checkpoints/*/epoch-0001.safetensors")
+    (run,) = open_results(results).read("runs").filter(pc.field("seed") == 0).to_pylist()
+    checkpoint = results / "checkpoints" / run["run_id"] / "epoch-0001.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     code, out, _ = sweep(results, *options)
     assert code == 1

@@ -61,6 +61,7 @@ def plainly(config, **settings):
     return replace(config, training=replace(config.training, gradient_accounting=False, **settings))
 
 
+@pytest.mark.usefixtures("shallow_vit")
 @pytest.mark.parametrize(("kind", "interruptions"), [("resnet9", [0, 1, 2]), ("vit", [1]), ("plain", [1, 2])])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(digits, small_run, tmp_path, kind, interruptions):
     config = replace(small_run, model=ModelConfig(name="vit")) if kind == "vit" else small_run
@@ -117,6 +118,7 @@ def _folder(store):
     return CheckpointFolder(store.storage, "another")
 
 
+@pytest.mark.usefixtures("shallow_vit")
 def test_training_leaves_the_global_random_stream_untouched(digits, small_run, tmp_path):
     config = replace(small_run, model=ModelConfig(name="vit"), training=replace(small_run.training, epochs=1))
     digits = _few(digits)
