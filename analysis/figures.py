@@ -140,10 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         sys.stderr.write(f"{error}: removed while it was read, as by sweeps/compact.py; run this again\n")
         return 2
-    except BrokenExecutor:
+    except BrokenExecutor as error:
+        why = "was ended from outside, most likely for want of memory" if error.__cause__ is None else error.__cause__
         sys.stderr.write(
-            "a process that helped to draw was ended from outside, most likely for want of memory; draw fewer figures "
-            "at once, e.g. --only learning_curves\n"
+            f"a process that helped to draw: {why}; draw fewer figures at once, e.g. --only learning_curves\n"
         )
         return 2
     except (InputError, OSError) as error:

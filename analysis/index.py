@@ -40,7 +40,7 @@ def describe(drawn: Drawn, runs: pl.DataFrame) -> Section:
     text = (
         f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n{tables}"
         f"Data: {count(source.n_rows, 'row')} of table `{source.table}` from {count(source.n_runs, 'run')}; "
-        f"{count(len(source.seeds), 'seed')} ({seeds}). {_tell_unlike(drawn, runs)}{files}\n"
+        f"{count(len(source.seeds), 'seed')} ({seeds}). {_tell_unlike(drawn, runs)}{_tell_shared(drawn, runs)}{files}\n"
     )
     return Section(name, text)
 
@@ -52,6 +52,14 @@ def _tell_unlike(drawn: Drawn, runs: pl.DataFrame) -> str:
     values = {name: chosen[column].drop_nulls().unique().sort().to_list() for name, column in _UNLIKE.items()}
     unlike = [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
     return f"The runs differ in {' and '.join(unlike)}. " if unlike else ""
+
+
+def _tell_shared(drawn: Drawn, runs: pl.DataFrame) -> str:
+    """Say that runs of several seeds were given the same examples: what their spread then leaves out."""
+    chosen = runs.filter(pl.col("run_id").is_in(drawn.source.run_ids))
+    if chosen["data_seed"].n_unique() == chosen["seed"].n_unique():
+        return ""
+    return "Runs of several seeds share examples and wrong labels (data.seed): their spread is that of training alone. "
 
 
 def read_sections(folder: Path) -> list[Section]:

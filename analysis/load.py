@@ -12,6 +12,7 @@ import polars as pl
 from analysis.cells import Cell, Comparison, find_cells, find_comparisons
 from analysis.scans import scan_table
 from analysis.settings import label_settings
+from memlib.config import config_from_json
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore
 
@@ -26,7 +27,8 @@ _SEVERAL_UNITS = ("retraining", "critical_units", "removed_units")
 class Results:
     """The tables of one store, read when they are first asked for: whole (`table`), or what is needed (`scan`).
 
-    runs: finished runs, with `setting`: what sets a run apart from others of its dataset and model.
+    runs: finished runs, with `setting`: what sets a run apart from others of its dataset and model; and `data_seed`, by
+    which its examples were drawn.
     failed: the runs that failed, likewise, each with its error.
     Every other table holds the rows of finished runs, with their dataset, model, seed and setting; `unit_id` is
     kept only where a run may have rows of several units on the same subject.
@@ -157,4 +159,5 @@ def load_tables(store: ResultStore) -> Results:
 
 def _with_setting(runs: pl.DataFrame) -> pl.DataFrame:
     labels = label_settings(runs.select("dataset", "model", "config").iter_rows())
-    return runs.with_columns(setting=pl.Series(labels, dtype=pl.String))
+    seeds = [config_from_json(config).data_seed for config in runs["config"]]
+    return runs.with_columns(setting=pl.Series(labels, dtype=pl.String), data_seed=pl.Series(seeds, dtype=pl.Int64))

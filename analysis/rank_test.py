@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -43,12 +44,19 @@ def rank_test(first: pl.Series, second: pl.Series) -> RankTest | None:
     return RankTest(u, u / n_pairs, _two_sided(u - n_pairs / 2, variance), n_pairs / 2, variance)
 
 
-def over_runs(tests: Sequence[RankTest]) -> RankTest:
+def over_runs(tests: Sequence[RankTest], draws: Sequence[Hashable]) -> RankTest:
     """Return the test of several runs together, in each of which values are compared among themselves alone.
 
     Stratified (van Elteren's test with equal weights): u, its expectation and its variance add up; `auc` is the mean.
+
+    draws: by what each run's examples were drawn. Runs of one draw judge the same examples and may err together: of
+    them standard deviations add up, so that p is at most too large.
     """
-    u, expected, variance = (sum(getattr(test, name) for test in tests) for name in ("u", "expected", "variance"))
+    u, expected = (sum(getattr(test, name) for test in tests) for name in ("u", "expected"))
+    deviations: dict[Hashable, float] = defaultdict(float)
+    for draw, test in zip(draws, tests, strict=True):
+        deviations[draw] += math.sqrt(test.variance)
+    variance = sum(deviation**2 for deviation in deviations.values())
     auc = sum(test.auc for test in tests) / len(tests)
     return RankTest(u, auc, _two_sided(u - expected, variance), expected, variance)
 
@@ -61,12 +69,15 @@ def _two_sided(deviation: float, variance: float) -> float:
 def spell_test(rows: pl.DataFrame, kinds: tuple[str, str], value: str) -> str:
     """Return, for a caption, the test of column `value` between two kinds of examples, its range over runs beside it.
 
-    `rows` has columns kind and run_id. Empty where one kind has no examples.
+    `rows` has columns kind, run_id and data_seed. Empty where one kind has no examples.
     """
-    by_run = [found for part in rows.partition_by("run_id") if (found := _test(part, kinds, value))]
-    if not by_run:
+    runs = [
+        (found, part["data_seed"][0]) for part in rows.partition_by("run_id") if (found := _test(part, kinds, value))
+    ]
+    if not runs:
         return ""
-    test, areas = over_runs(by_run), [found.auc for found in by_run]
+    by_run, draws = zip(*runs, strict=True)
+    test, areas = over_runs(by_run, draws), [found.auc for found in by_run]
     spread = f" ({min(areas):.3f} to {max(areas):.3f} over {count(len(areas), 'seed')})" if len(areas) > 1 else ""
     p = f"p = {test.p:.2g}" if test.p >= _SMALLEST else f"p < {_SMALLEST:.0e}"
     return f"{kinds[0]} above {kinds[1]}: AUC {test.auc:.3f}{spread}, U = {test.u:.1f}, {p}"

@@ -44,12 +44,14 @@ def searched_examples(results: Results) -> pl.DataFrame:
     kind: clean or noisy.
     needed: number of units removed until the flip, infinite for an example that did not flip.
     drop: training accuracy before minus after, over clean and noisy examples together.
+    data_seed: by which the run's examples were drawn.
     """
     return results.once(_collect_searched)
 
 
 def _collect_searched(results: Results) -> pl.DataFrame:
-    return results.collect(_searched(results.scan("critical_units")))
+    draws = results.runs.select("run_id", "data_seed").lazy()
+    return results.collect(_searched(results.scan("critical_units")).join(draws, on="run_id", maintain_order="left"))
 
 
 def _searched(rows: pl.LazyFrame) -> pl.LazyFrame:

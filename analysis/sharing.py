@@ -35,11 +35,15 @@ def share_work(
                 left.clear()  # nobody begins any more
                 raise
 
-    # Spawned: polars' threads do not survive a fork. Each is given one name at a time, by a thread that waits for it.
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(others, mp_context=spawned) as pool, ThreadPoolExecutor(others) as waiting:
+    def help_out() -> None:
+        # A pool of one for each thread that waits for it: it is given one name at a time, and one lost is one lost.
+        # Spawned: polars' threads do not survive a fork.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            take(lambda name: process.submit(elsewhere, name).result())
+
+    with ThreadPoolExecutor(others) as waiting:
         try:
-            helping = [waiting.submit(take, lambda name: pool.submit(elsewhere, name).result()) for _ in range(others)]
+            helping = [waiting.submit(help_out) for _ in range(others)]
             take(here)
             for helper in helping:
                 helper.result()

@@ -38,8 +38,8 @@ class DataConfig:
     image_size: side in pixels to scale the images to; None leaves them as they are.
     holdout: share of the training set, drawn after label noise, that is not trained on but judged as split
         `validation`; None for none.
-    seed: of every draw among the examples: the subset, the wrong labels, what is held out, the folds, and the examples
-        that experiments look at. None for the run's seed; given, runs of several seeds share them.
+    seed: of every draw among the examples: the subset, the wrong labels, what is held out, the folds, and the order in
+        which experiments take examples. None for the run's seed; given, runs of several seeds share them.
     """
 
     name: str = "cifar10"

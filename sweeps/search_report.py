@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from memlib.config import config_from_json
 from memlib.model_selection import (
     Row,
     best_setting,
@@ -83,7 +84,8 @@ def _paper_line(chosen: Sequence[Row], rows: Sequence[Row], dataset: str) -> str
 def _tell_near(chosen: Sequence[Row], rows: Sequence[Row]) -> str:
     """Say how many settings validation cannot tell from the chosen one."""
     best = mean_of(chosen, "validation_accuracy")
-    error = math.sqrt(best * (1 - best) / sum(row["n_validation"] for row in chosen))
+    held_out = {config_from_json(row["config"]).data_seed: row["n_validation"] for row in chosen}  # each draw once
+    error = math.sqrt(best * (1 - best) / sum(held_out.values()))
     finished = finished_settings(rows)
     near = sum(mean_of(found, "validation_accuracy") >= best - error for found in finished)
     return f"± {100 * error:.1f}: {near} of {len(finished)} settings trained to the end lie within that"

@@ -12,6 +12,7 @@ from sweeping import launch
 from memlib.config import RunConfig, build_config
 from memlib.datasets import Dataset, load_dataset
 from memlib.storage import Storage
+from sweeps.costs import _cached_flops
 
 CPU = torch.device("cpu")
 
@@ -60,6 +61,9 @@ def small_run() -> RunConfig:
 def shallow_vit(monkeypatch):
     """The vision transformer with two of its six blocks, where the number of blocks tells nothing more."""
     monkeypatch.setattr("memlib.models.vit.DEPTH", 2)
+    _cached_flops.cache_clear()
+    yield
+    _cached_flops.cache_clear()
 
 
 @pytest.fixture

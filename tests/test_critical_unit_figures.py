@@ -135,7 +135,7 @@ def test_runs_together_are_tested_each_within_itself():
     draw = random.Random(0)
     runs = [([draw.randrange(9) + s for _ in range(12)], [draw.randrange(9) for _ in range(9)]) for s in (0, 3)]
     tests = [rank_test(pl.Series(first), pl.Series(second)) for first, second in runs]
-    found = over_runs(tests)
+    found = over_runs(tests, draws=(0, 1))
     assert found.u == sum((a > b) + (a == b) / 2 for first, second in runs for a in first for b in second)
     assert found.auc == pytest.approx(statistics.fmean(test.auc for test in tests))
     shuffled = []
@@ -147,12 +147,23 @@ def test_runs_together_are_tested_each_within_itself():
         shuffled.append(total)
     as_far = [abs(total - 2 * 12 * 9 / 2) >= abs(found.u - found.expected) for total in shuffled]
     assert found.p == pytest.approx(statistics.fmean(as_far), abs=0.03)
-    assert over_runs(tests[:1]) == tests[0]
+    assert over_runs(tests[:1], draws=(0,)).p == pytest.approx(tests[0].p)
+
+
+def test_runs_on_the_same_examples_are_no_more_evidence_than_one():
+    test = rank_test(pl.Series([1, 3, 5, 6, 8, 9]), pl.Series([1, 2, 2, 4, 5]))
+    assert over_runs([test] * 9, draws=range(9)).p < 0.01 < test.p / 5
+    assert over_runs([test] * 9, draws=[0] * 9).p == pytest.approx(test.p, abs=0.03)  # but for the correction by 0.5
 
 
 def test_the_area_of_several_runs_lies_between_theirs():
     rows = pl.DataFrame(
-        {"run_id": ["a", "a", "b", "b"], "kind": ["clean", "noisy"] * 2, "needed": [10.0, 9.0, 3.0, 2.0]}
+        {
+            "run_id": ["a", "a", "b", "b"],
+            "data_seed": [0, 0, 1, 1],
+            "kind": ["clean", "noisy"] * 2,
+            "needed": [10.0, 9.0, 3.0, 2.0],
+        }
     )
     assert "AUC 1.000 (1.000 to 1.000 over 2 seeds), U = 2.0" in spell_test(rows, ("clean", "noisy"), "needed")
 

@@ -4,6 +4,7 @@ import math
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -268,6 +269,7 @@ def test_rows_of_failed_runs_are_in_no_figure(store):
 configs = st.fixed_dictionaries(
     {
         "limit": st.sampled_from([None, 10, 100]),
+        "data_seed": st.sampled_from([None, 0]),
         "pairs": st.sampled_from([(), ((0, 1),), ((0, 1), (1, 2))]),
         "fraction": st.sampled_from([0.05, 0.1]),
         "width": st.sampled_from([0.5, 1.0]),
@@ -280,7 +282,7 @@ configs = st.fixed_dictionaries(
 def config_of(drawn: dict) -> RunConfig:
     kind = "asymmetric" if drawn["pairs"] else "symmetric"
     return RunConfig(
-        data=DataConfig(name="digits", limit=drawn["limit"]),
+        data=DataConfig(name="digits", limit=drawn["limit"], seed=drawn["data_seed"]),
         noise=NoiseConfig(fraction=drawn["fraction"], kind=kind, pairs=drawn["pairs"]),
         model=ModelConfig(width=drawn["width"]),
         training=TrainingConfig(augment=drawn["augment"]),
@@ -534,3 +536,12 @@ def test_a_name_with_dollars_is_no_formula():
     figure = new_figure("a$_b and $c", height=1.0)
     assert not matplotlib.cbook.is_math_text(figure.get_suptitle())
     assert matplotlib.cbook.is_math_text("a$_b and $c")
+
+
+@pytest.mark.parametrize("data_seed", [None, 0])
+def test_runs_that_share_their_examples_are_averaged_with_a_word_about_it(store, tmp_path, data_seed):
+    for seed in (0, 1):
+        add_finished(store, replace(make_config(seed=seed), data=DataConfig(name="digits", seed=data_seed)))
+    draw_figures(load_tables(store), tmp_path, only=["learning_curves"])
+    said = "share examples and wrong labels (data.seed)" in (tmp_path / "index.md").read_text()
+    assert said == (data_seed is not None)

@@ -214,7 +214,10 @@ def test_a_helping_process_that_is_killed_is_told(store, tmp_path, monkeypatch, 
     monkeypatch.setattr("analysis.figures._finish_elsewhere", _be_killed)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert main(["--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]) == 2
-    assert "ended from outside, most likely for want of memory" in capsys.readouterr().err
+    assert (
+        "a process that helped to draw: was ended from outside, most likely for want of memory"
+        in capsys.readouterr().err
+    )
 
 
 def test_every_figure_that_takes_long_is_a_figure():

@@ -8,7 +8,7 @@ import pytest
 from analysis_rows import search_rows
 from test_trials import row
 
-from memlib.config import config_to_json
+from memlib.config import DataConfig, RunConfig, config_to_json
 from memlib.datasets import load_dataset
 from memlib.errors import InputError
 from memlib.results import create_results
@@ -246,9 +246,10 @@ def test_a_trials_cost_counts_its_steps_and_what_is_judged():
 # The report
 
 
-def reported(*args, test, clean=0.9, noisy=0.1, **facts):
+def reported(*args, test, clean=0.9, noisy=0.1, seed=0, data_seed=None, **facts):
     measures = {"clean_accuracy": clean, "noisy_accuracy": noisy, "n_test": 2500, "scaled_test_accuracy": test - 0.01}
-    return {**row(*args, test=test, **facts), **measures, "run_id": f"{args} {facts.get('seed', 0)}"}
+    config = config_to_json(RunConfig(data=DataConfig(seed=data_seed), seed=seed))
+    return {**row(*args, test=test, seed=seed, **facts), **measures, "run_id": f"{args} {seed}", "config": config}
 
 
 def test_the_report_says_what_the_choice_is_worth_on_test_and_what_the_test_set_would_have_chosen():
@@ -274,6 +275,13 @@ def test_the_report_says_what_the_choice_is_worth_on_test_and_what_the_test_set_
     assert lines[5].startswith("gain on test over no dropout: +3.0 points (± 1.2, sampling of the test images; 1 seed)")
     assert "+8.0 points with p_gen 0.2" in lines[6]
     assert "too high to expect" in lines[6]
+
+
+@pytest.mark.parametrize(("data_seed", "error"), [(None, "± 0.8"), (5, "± 1.1")])
+def test_images_that_several_seeds_hold_out_alike_count_once(data_seed, error):
+    # sqrt(0.85 * 0.15 / 2000) = 0.008
+    rows = [reported(0.3, 0.85, test=0.75, seed=seed, data_seed=data_seed) for seed in (0, 1)]
+    assert f"validation 85.0 % ({error}: 1 of 1 settings" in report_lines(rows, "cifar10")[2]
 
 
 def test_the_report_says_when_the_paper_is_silent():
