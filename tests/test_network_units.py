@@ -21,7 +21,7 @@ INPUTS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TIMM = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def same_weights():
     """Networks whose weights do not hang on the tests before: where a ReLU is at 0, rounding decides on its slope."""
     with torch.random.fork_rng(devices=[]):
@@ -126,6 +126,7 @@ def test_a_gate_at_zero_is_a_network_without_the_unit(build, removal, data):
         torch.testing.assert_close(each[row], expected[row], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("same_weights")
 @pytest.mark.parametrize("removal", ["filter", "activation"])
 @pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
 def test_the_slope_of_a_gate_is_the_same_on_every_path(build, removal):
