@@ -14,7 +14,7 @@ T = TypeVar("T")
 def share_work(
     names: Sequence[str], here: Callable[[str], T], elsewhere: Callable[[str], T], *, others: int
 ) -> dict[str, T]:
-    """Return what became of each name, in their order, in which they are begun: long work first is done sooner.
+    """Return what became of each name, in the order given. They are begun in that order: put what takes long first.
 
     `here(name)` is called in this process, `elsewhere(name)` in each of the others: it and its results are sent by
     pickle. With `others` 0 everything is done here. Raises what a call raised, once those that had begun have ended.

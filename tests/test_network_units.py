@@ -101,6 +101,12 @@ def remove_by_hand(model, layer, unit, removal):
     return model
 
 
+def assert_same_logits(actual, expected):
+    """Assert that they differ by rounding alone: up to 1e-5 of the largest logit; a unit makes some 1e-2 of it."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.usefixtures("same_weights")
 @pytest.mark.parametrize("removal", ["filter", "activation"])
 @pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
 @given(data=st.data())
@@ -117,13 +123,13 @@ def test_a_gate_at_zero_is_a_network_without_the_unit(build, removal, data):
     _, outputs = network.record(INPUTS)
     for row, position in enumerate(positions):
         index, unit = units.locate(position)
-        expected = remove_by_hand(model, units.layers[index], unit, removal)(INPUTS)
+        expected = remove_by_hand(model, units.layers[index], unit, removal)(INPUTS).detach()
         shared = network.logits(INPUTS, gates[row])
         with torch.no_grad():
             replayed = network.logits(INPUTS, gates[row], replay=Replay(outputs, network.intact_layers(gates[row])))
-        torch.testing.assert_close(shared, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(replayed, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(each[row], expected[row], rtol=1e-4, atol=1e-4)
+        assert_same_logits(shared, expected)
+        assert_same_logits(replayed, expected)
+        assert_same_logits(each[row], expected[row])
 
 
 @pytest.mark.usefixtures("same_weights")
