@@ -38,7 +38,7 @@ from analysis.drawn import Options, Outcome, Skipped
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
 from analysis.saving import save
-from analysis.sharing import share_work
+from analysis.sharing import end_sooner, share_work
 from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results
@@ -66,10 +66,15 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("dropout_search", dropout_search.draw),
 )
 
-# Those that take long, the longest first: several processes that begin with them end together.
-_LONG = (
-    *("mislabels", "figure4_control", "figure4", "figure5", "figure3", "shared_units"),
-    *("learning_curves", "figure1", "figure5_clean_split", "figure2", "criticality"),
+# Those that read the same tables, and groups of them by the time they take: several processes that share the work
+# read little twice and end together.
+_TOGETHER = (
+    ("figure5", "shared_units", "figure5_clean_split"),
+    ("figure4_control", "figure4"),
+    ("mislabels",),
+    ("figure3", "criticality", "rewinding_sets"),
+    ("figure1", "figure2"),
+    ("learning_curves",),
 )
 _MANY_RUNS = 8  # from here on others help; one takes two seconds to start
 _MOST_OTHERS = 3
@@ -114,7 +119,7 @@ def draw_figures(
     chosen = [name for name in names if not only or name in only]
     most = _MOST_OTHERS if results.runs.height >= _MANY_RUNS else 0
     finished = share_work(
-        sorted(chosen, key=lambda name: _LONG.index(name) if name in _LONG else len(_LONG)),
+        _in_groups(chosen),
         functools.partial(_finish, results=results, folder=folder, options=options),
         functools.partial(_finish_elsewhere, location=results.location, folder=folder, options=options),
         others=min(processes - 1, len(chosen) - 1, most),
@@ -182,6 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _in_groups(names: Sequence[str]) -> list[list[str]]:
+    grouped = [[name for name in group if name in names] for group in _TOGETHER]
+    return [*filter(None, grouped), *([name] for name in names if not any(name in group for group in grouped))]
+
+
 def _finish(name: str, *, results: Results, folder: Path, options: Options) -> Finished:
     """Draw and save what an entry of FIGURES makes of the results."""
     paths, sections, skipped = [], [], []
@@ -242,4 +252,5 @@ def _relative(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    end_sooner()
     sys.exit(main())

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-import matplotlib
+import pypdfium2
 from matplotlib.figure import Figure
 
 from analysis.style import house_style
 
-_PNG = {"compress_level": 3}  # half the time of the default, a tenth larger
+_RESOLUTION = 200  # pixels an inch
+_COMPRESSION = 3  # of the PNG: half the time of the default, a tenth larger
 
 
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.png and `name`.pdf and return their paths; the same figure gives the same bytes.
+    """Write `name`.pdf and `name`.png and return the paths, PNG first; the same figure gives the same bytes.
 
-    The layout is fixed by this: both files have the same one, and it is found once.
+    The PNG is the PDF's page in pixels: they look the same, and matplotlib, which takes ten times as long, draws once.
+    The layout is fixed by this.
     """
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    written = io.BytesIO()
     with house_style():
         _fix_layout(figure)
-        figure.dpi = matplotlib.rcParams["savefig.dpi"]  # in which the labels' places stand after drawing
-        figure.savefig(png, metadata={"Software": None}, pil_kwargs=_PNG)
-        _fix_labels(figure)
-        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        no_dates = {"CreationDate": None, "Creator": None, "Producer": None}
+        figure.savefig(written, format="pdf", dpi=_RESOLUTION, metadata=no_dates)
+    pdf.write_bytes(written.getvalue())
+    _write_png(written.getvalue(), png)
     return png, pdf
 
 
 def _fix_layout(figure: Figure) -> None:
+    """Find the layout; matplotlib itself would draw a second time for it."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
         figure.set_layout_engine(None)
 
 
-def _fix_labels(figure: Figure) -> None:
-    """Leave the axes' labels where the last drawing put them, instead of finding their place again."""
-    for axes in figure.axes:
-        to_axes = axes.transAxes.inverted().transform
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_label_coords(*to_axes(axis.label.get_transform().transform(axis.label.get_position())))
+def _write_png(pdf: bytes, path: Path) -> None:
+    # The size is rounded up, and a page of 237.6 points measured as 237.600006.
+    scale = _RESOLUTION / 72 * (1 - 1e-6)
+    with pypdfium2.PdfDocument(pdf) as document:
+        page = document[0].render(scale=scale)  # pyright: ignore[reportArgumentType] - "int", after its default
+        page.to_pil().save(path, dpi=(_RESOLUTION, _RESOLUTION), compress_level=_COMPRESSION)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from threading import Lock
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def share_work(
-    names: Sequence[str], here: Callable[[str], T], elsewhere: Callable[[str], T], *, others: int
+    groups: Sequence[Sequence[str]], here: Callable[[str], T], elsewhere: Callable[[str], T], *, others: int
 ) -> dict[str, T]:
-    """Return what became of each name, in the order given. They are begun in that order: put what takes long first.
+    """Return what became of each name; groups hold those that share what they read, the longest work first.
 
+    A process goes on with the groups it has begun, then begins the next one, then helps with those of others.
     `here(name)` is called in this process, `elsewhere(name)` in each of the others: it and its results are sent by
     pickle. With `others` 0 everything is done here. Raises what a call raised, once those that had begun have ended.
     """
     if others == 0:
-        return {name: here(name) for name in names}
-    left, done = deque(names), dict[str, T]()
+        return {name: here(name) for group in groups for name in group}
+    left, done = _Left(groups), dict[str, T]()
 
     def take(work: Callable[[str], T]) -> None:
-        while True:
-            try:
-                name = left.popleft()  # looked at and taken at once: threads may be here at the same time
-            except IndexError:
-                return
+        own = set[int]()
+        while (name := left.next_for(own)) is not None:
             try:
                 done[name] = work(name)
             except BaseException:
@@ -38,7 +39,8 @@ def share_work(
     def help_out() -> None:
         # A pool of one for each thread that waits for it: it is given one name at a time, and one lost is one lost.
         # Spawned: polars' threads do not survive a fork.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        spawning = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawning, initializer=end_sooner) as process:
             take(lambda name: process.submit(elsewhere, name).result())
 
     with ThreadPoolExecutor(others) as waiting:
@@ -49,4 +51,34 @@ def share_work(
                 helper.result()
         finally:
             left.clear()  # where this was interrupted
-    return {name: done[name] for name in names}
+    return done
+
+
+def end_sooner() -> None:
+    """Let this process end without a look for garbage at all it has, which takes half a second."""
+    atexit.register(gc.freeze)
+
+
+class _Left:
+    """The names that nobody has begun, for several threads."""
+
+    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+        self._groups = [deque(group) for group in groups]
+        self._begun = set[int]()
+        self._lock = Lock()
+
+    def next_for(self, own: set[int]) -> str | None:
+        """Return a name for who has begun the groups `own`, to which its group is added; None if none is left."""
+        with self._lock:
+            places = [place for place, group in enumerate(self._groups) if group]
+            if not places:
+                return None
+            place = min(places, key=lambda place: (place not in own, place in self._begun))  # the first of the best
+            own.add(place)
+            self._begun.add(place)
+            return self._groups[place].popleft()
+
+    def clear(self) -> None:
+        with self._lock:
+            for group in self._groups:
+                group.clear()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import load, scans
-from analysis.figures import _LONG, FIGURES, draw_figures, main
+from analysis.figures import _TOGETHER, FIGURES, draw_figures, main
 from analysis.load import load_tables
 from analysis.searched import removed_units, searched_examples
 from analysis.shares import shares_above
@@ -193,18 +193,34 @@ def test_whoever_is_free_takes_the_next_piece_of_work(tmp_path):
             (tmp_path / "all others").touch()
         return os.getpid()
 
-    done = share_work(names, work_here, partial(_wait_for_others, tmp_path), others=1)
-    assert list(done) == names
+    done = share_work([[name] for name in names], work_here, partial(_wait_for_others, tmp_path), others=1)
+    assert set(done) == set(names)
     assert list(done.values()).count(os.getpid()) == 6  # the busy process was given nothing else meanwhile
 
 
+def test_a_process_goes_on_with_its_own_groups_and_then_helps_with_those_of_others(tmp_path):
+    here = []
+
+    def work_here(name: str) -> int:
+        here.append(name)
+        _wait_until((tmp_path / "begun elsewhere").exists)
+        if len(here) == 4:
+            (tmp_path / "all others").touch()
+        return os.getpid()
+
+    groups = [["a1", "a2"], ["b1", "b2"], ["c1"]]
+    done = share_work(groups, work_here, partial(_wait_for_others, tmp_path), others=1)
+    (elsewhere,) = (name for name, process in done.items() if process != os.getpid())
+    assert here == {"a1": ["b1", "b2", "c1", "a2"], "b1": ["a1", "a2", "c1", "b2"]}[elsewhere]
+
+
 def test_what_fails_is_raised_wherever_it_was_tried_and_no_more_is_begun(tmp_path):
-    names, here = [str(n) for n in range(999)], []
+    groups, here = [[str(n)] for n in range(999)], []
     with pytest.raises(ValueError, match="cannot draw"):
-        share_work(names, lambda name: here.append(name) or time.sleep(0.1), _fail, others=1)
+        share_work(groups, lambda name: here.append(name) or time.sleep(0.1), _fail, others=1)
     assert len(here) < 998
     with pytest.raises(ValueError, match="cannot draw"):
-        share_work(names, _fail, partial(_begin, tmp_path), others=1)
+        share_work(groups, _fail, partial(_begin, tmp_path), others=1)
     assert len(list(tmp_path.iterdir())) <= 1
 
 
@@ -220,8 +236,10 @@ def test_a_helping_process_that_is_killed_is_told(store, tmp_path, monkeypatch, 
     )
 
 
-def test_every_figure_that_takes_long_is_a_figure():
-    assert set(_LONG) <= {name for name, _ in FIGURES}
+def test_what_is_drawn_together_are_figures_each_named_once():
+    together = [name for group in _TOGETHER for name in group]
+    assert set(together) <= {name for name, _ in FIGURES}
+    assert len(set(together)) == len(together)
 
 
 def _wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
