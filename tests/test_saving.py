@@ -23,15 +23,17 @@ def draw():
 
 
 def pixels(picture):
-    return np.asarray(Image.open(picture).convert("RGB"), dtype=float)
+    with Image.open(picture) as opened:
+        return np.asarray(opened.convert("RGB"), dtype=float)
 
 
 def test_the_picture_is_as_matplotlib_draws_it_at_200_pixels_an_inch(tmp_path):
     figure = draw()
     png, pdf = save(figure, tmp_path, "a")
     assert pdf.read_bytes().startswith(b"%PDF")
-    assert Image.open(png).size == (660, 410)
-    assert round(Image.open(png).info["dpi"][0]) == 200
+    with Image.open(png) as opened:
+        assert opened.size == (660, 410)
+        assert round(opened.info["dpi"][0]) == 200
     drawn = io.BytesIO()
     with house_style():
         figure.savefig(drawn, format="png", dpi=200)  # in the layout that saving found
