@@ -11,14 +11,16 @@ from collections import Counter
 import pytest
 from pyarrow import fs
 from s3_server import BUCKET, credentials, s3_server
-from sweeping import ROOT, TIMEOUT, assert_same_results, read_until, sweep, wait_for
+from sweeping import ROOT, TIMEOUT, TINY, assert_same_results, read_until, sweep, wait_for
 
 from memlib.errors import InputError
 from memlib.results import create_results, open_results
 from memlib.schemas import table_from_rows
 from memlib.storage import Patience, StorageRefused, open_storage
+from sweeps.full_paper import main
 
-EXPERIMENTS = ["--epochs", "2", "--seeds", "0", "--set", "rewinding.limit=20", "--experiments", "rewinding"]
+OPTIONS = ["--epochs", "12", "--seeds", "0", "--set", "checkpoints.epochs=[0,2]", "--set", "rewinding.limit=20"]
+OPTIONS += ["--experiments", "rewinding"]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,15 @@ def server(tmp_path_factory):
         host = server.endpoint.removeprefix("http://")
         fs.S3FileSystem(endpoint_override=host, scheme="http", allow_bucket_creation=True).create_dir(BUCKET)
         yield server
+
+
+@pytest.fixture(scope="module")
+def in_a_folder(tmp_path_factory):
+    """What the same sweep leaves in a folder of this machine."""
+    results = tmp_path_factory.mktemp("folder") / "results"
+    code, out, err = sweep(results, *OPTIONS)
+    assert (code, err) == (0, ""), out + err
+    return results
 
 
 def unit_rows(unit_id):
@@ -183,30 +194,28 @@ def test_a_place_that_cannot_be_used_is_refused_at_once_without_its_secrets(serv
     assert "secret" not in str(caught.value)
 
 
-def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(server, tmp_path):
-    code, out, err = sweep(server.uri("sweep"), *EXPERIMENTS)
+def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(server, in_a_folder, tmp_path, capsys):
+    results = server.uri("sweep")
+    code, out, err = sweep(results, *OPTIONS)
     assert (code, err) == (0, ""), out + err
-    assert sweep(tmp_path / "local", *EXPERIMENTS)[0] == 0
-    assert_same_results(server.uri("sweep"), tmp_path / "local")
-    files = open_storage(server.uri("sweep")).names_by_folder("").values()
+    assert_same_results(results, in_a_folder)
+    files = open_storage(results).names_by_folder("").values()
     assert {name.rpartition(".")[2] for names in files for name in names} == {"parquet", "safetensors", "json"}
     with server.counted() as made:
-        code, out, _ = sweep(server.uri("sweep"), *EXPERIMENTS)
-    assert code == 0
-    assert "everything is already done" in out
+        assert main([*TINY, "--results", results, *OPTIONS]) == 0
+    assert "everything is already done" in capsys.readouterr().out
     requests = Counter(method for method, _ in made)
     assert sum(requests.values()) <= 30, made  # a listing for each table, however many units there are
-    open_results(server.uri("sweep")).compact()
-    assert_same_results(server.uri("sweep"), tmp_path / "local")
-    figures = {
-        place: draw(place, tmp_path / name) for place, name in [(server.uri("sweep"), "a"), (tmp_path / "local", "b")]
-    }
-    assert len(set(map(tuple, figures.values()))) == 1
-    assert len(figures[server.uri("sweep")]) > 5
+    open_results(results).compact()
+    assert_same_results(results, in_a_folder)
+    figures = draw(results, tmp_path / "a")
+    assert figures == draw(in_a_folder, tmp_path / "b")
+    assert len(figures) > 5
 
 
-def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, tmp_path, start):
-    driver = start(server.uri("ridden"), *EXPERIMENTS[2:], "--epochs", "12", "--experiments")
+def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, in_a_folder, start):
+    results = server.uri("ridden")
+    driver = start(results, *OPTIONS)
     wait_for(lambda: any("last.safetensors" in path for _, path in server.requests()[-50:]))
     server.shut.touch()
     before = read_until(driver, "it is tried again")
@@ -216,8 +225,7 @@ def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, tmp_
     out = before + out
     assert len(re.findall(r"seed 0: s3://.* refuses \(.*\); it is tried again", out)) == 1, out
     assert len(re.findall(r"seed 0: s3://.* answers again after \d+ s", out)) == 1, out
-    assert sweep(tmp_path / "local", *EXPERIMENTS[2:], "--epochs", "12", "--experiments")[0] == 0
-    assert_same_results(server.uri("ridden"), tmp_path / "local")
+    assert_same_results(results, in_a_folder)
 
 
 def draw(results, folder):

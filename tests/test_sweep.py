@@ -57,11 +57,13 @@ def test_everything_a_sweep_leaves_is_results_and_checkpoints(undisturbed):
     assert kinds == tables | {"memlib-results.json", "checkpoints/*/epoch-*.safetensors"}
 
 
-def test_a_second_sweep_finds_everything_done_and_touches_nothing(undisturbed):
+def test_a_second_sweep_finds_everything_done_and_touches_nothing(undisturbed, capsys):
+    from sweeps.full_paper import main
+
     results, _ = undisturbed
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.*")}
-    code, out, _ = sweep(results, *TRAIN_ONLY, "--epochs", "12")
-    assert code == 0
+    assert main([*TINY, "--results", str(results), *TRAIN_ONLY, "--epochs", "12"]) == 0
+    out = capsys.readouterr().out
     assert "2 runs wanted, 2 done, 0 to do" in out
     assert "everything is already done" in out
     after = {p: p.stat().st_mtime_ns for p in results.rglob("*.*")}
