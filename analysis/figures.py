@@ -66,8 +66,8 @@ FIGURES: tuple[tuple[str, FigureFunction], ...] = (
     ("dropout_search", dropout_search.draw),
 )
 
-# Those that read the same tables, and groups of them by the time they take: several processes that share the work
-# read little twice and end together.
+# Groups of figures that read the same tables, and long ones alone; the group that takes longest first. Of several
+# processes none reads what another has read, if it can be, and all end together.
 _TOGETHER = (
     ("figure5", "shared_units", "figure5_clean_split"),
     ("figure4_control", "figure4"),

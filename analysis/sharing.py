@@ -1,4 +1,4 @@
-"""Independent work shared with other processes: whoever is free takes the next piece."""
+"""Independent work shared with other processes: whoever is free takes the next piece, of its own group if it can."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import gc
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from threading import Lock
 from typing import TypeVar
@@ -29,7 +29,9 @@ def share_work(
 
     def take(work: Callable[[str], T]) -> None:
         own = set[int]()
-        while (name := left.next_for(own)) is not None:
+        while (following := left.next_for(own)) is not None:
+            group, name = following
+            own.add(group)
             try:
                 done[name] = work(name)
             except BaseException:
@@ -67,16 +69,18 @@ class _Left:
         self._begun = set[int]()
         self._lock = Lock()
 
-    def next_for(self, own: set[int]) -> str | None:
-        """Return a name for who has begun the groups `own`, to which its group is added; None if none is left."""
+    def next_for(self, own: Collection[int]) -> tuple[int, str] | None:
+        """Return the next name and its group's place for one who has begun the groups at the places `own`.
+
+        Of those first, then of a group that nobody has begun, then of any; None if no name is left.
+        """
         with self._lock:
             places = [place for place, group in enumerate(self._groups) if group]
             if not places:
                 return None
             place = min(places, key=lambda place: (place not in own, place in self._begun))  # the first of the best
-            own.add(place)
             self._begun.add(place)
-            return self._groups[place].popleft()
+            return place, self._groups[place].popleft()
 
     def clear(self) -> None:
         with self._lock:

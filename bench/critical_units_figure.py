@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.style import PAGE_WIDTH, STROKES, house_style, new_figure, place_legend_below
+from analysis.style import PAGE_WIDTH, RESOLUTION, STROKES, house_style, new_figure, place_legend_below
 
 BENCH = Path(__file__).parent
 DRAWN = BENCH.parent / "docs" / "images" / "critical_units_trade_off.png"
@@ -94,7 +94,7 @@ def main() -> None:
     """Draw it."""
     measured = json.loads((BENCH / "results" / "critical_units.json").read_text())
     with house_style():
-        plot(measured).savefig(DRAWN, metadata={"Software": None})
+        plot(measured).savefig(DRAWN, dpi=RESOLUTION, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ INPUTS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TIMM = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
 
 
-@pytest.fixture
-def same_weights():
-    """Networks whose weights do not hang on the tests before: where a ReLU is at 0, rounding decides on its slope."""
+def seeded(build):
+    """A network whose weights hang on no test before: where a ReLU is at 0, rounding decides on its slope."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        yield
+        return build()
 
 
 def vit():
@@ -102,17 +101,16 @@ def remove_by_hand(model, layer, unit, removal):
 
 
 def assert_same_logits(actual, expected):
-    """Assert that they differ by rounding alone: up to 1e-5 of the largest logit; a unit makes some 1e-2 of it."""
+    """Assert that they differ by rounding alone, which makes up to 1e-5 of the largest logit."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
-@pytest.mark.usefixtures("same_weights")
 @pytest.mark.parametrize("removal", ["filter", "activation"])
 @pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
 @given(data=st.data())
 @settings(max_examples=8)
 def test_a_gate_at_zero_is_a_network_without_the_unit(build, removal, data):
-    model = uneven(build())
+    model = uneven(seeded(build))
     units = network_units(model, INPUTS, removal=removal)
     network = GatedNetwork(model, units)
     positions = data.draw(st.lists(st.integers(0, units.n_units - 1), min_size=1, max_size=3, unique=True))
@@ -132,11 +130,10 @@ def test_a_gate_at_zero_is_a_network_without_the_unit(build, removal, data):
         assert_same_logits(each[row], expected[row])
 
 
-@pytest.mark.usefixtures("same_weights")
 @pytest.mark.parametrize("removal", ["filter", "activation"])
 @pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
 def test_the_slope_of_a_gate_is_the_same_on_every_path(build, removal):
-    model = uneven(build())
+    model = uneven(seeded(build))
     units = network_units(model, INPUTS, removal=removal)
     network = GatedNetwork(model, units)
     labels = torch.tensor([0, 1, 2])
@@ -156,6 +153,22 @@ def test_the_slope_of_a_gate_is_the_same_on_every_path(build, removal):
     scale = shared.abs().max().item()
     torch.testing.assert_close(each[kept], shared[kept], rtol=1e-3, atol=1e-5 * scale)
     torch.testing.assert_close(replayed[kept], shared[kept], rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("removal", ["filter", "activation"])
+@pytest.mark.parametrize("build", [resnet9, tiny_resnet50, vit])
+def test_most_units_are_seen_in_the_logits_far_above_rounding(build, removal):
+    model = uneven(seeded(build))
+    units = network_units(model, INPUTS, removal=removal)
+    network, positions = GatedNetwork(model, units), range(0, units.n_units, max(units.n_units // 20, 1))
+    with torch.no_grad():
+        intact = network.logits(INPUTS, torch.ones(units.n_units))
+        moved = []
+        for position in positions:
+            gates = torch.ones(units.n_units)
+            gates[position] = 0
+            moved.append((network.logits(INPUTS, gates) - intact).abs().max() / intact.abs().max())
+    assert torch.stack(moved).median() > 1e-3
 
 
 def test_filter_removal_leaves_the_shift_of_the_batchnorm_and_activation_removal_does_not():
