@@ -184,32 +184,14 @@ def test_with_many_runs_other_processes_help_and_the_files_are_the_same(store, t
 
 
 def test_whoever_is_free_takes_the_next_piece_of_work(tmp_path):
-    names, here = [str(n) for n in range(7)], []
-
-    def work_here(name: str) -> int:
-        here.append(name)
-        _wait_until((tmp_path / "begun elsewhere").exists)
-        if len(here) == 6:
-            (tmp_path / "all others").touch()
-        return os.getpid()
-
-    done = share_work([[name] for name in names], work_here, partial(_wait_for_others, tmp_path), others=1)
+    names = [str(n) for n in range(7)]
+    done, _ = _share_with_a_busy_process([[name] for name in names], tmp_path)
     assert set(done) == set(names)
     assert list(done.values()).count(os.getpid()) == 6  # the busy process was given nothing else meanwhile
 
 
 def test_a_process_goes_on_with_its_own_groups_and_then_helps_with_those_of_others(tmp_path):
-    here = []
-
-    def work_here(name: str) -> int:
-        here.append(name)
-        _wait_until((tmp_path / "begun elsewhere").exists)
-        if len(here) == 4:
-            (tmp_path / "all others").touch()
-        return os.getpid()
-
-    groups = [["a1", "a2"], ["b1", "b2"], ["c1"]]
-    done = share_work(groups, work_here, partial(_wait_for_others, tmp_path), others=1)
+    done, here = _share_with_a_busy_process([["a1", "a2"], ["b1", "b2"], ["c1"]], tmp_path)
     (elsewhere,) = (name for name, process in done.items() if process != os.getpid())
     assert here == {"a1": ["b1", "b2", "c1", "a2"], "b1": ["a1", "a2", "c1", "b2"]}[elsewhere]
 
@@ -246,6 +228,20 @@ def _wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _share_with_a_busy_process(groups: list[list[str]], folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Return which process did each name, and what was done here, in order: the other one is busy with its first."""
+    here, n_here = [], sum(map(len, groups)) - 1
+
+    def work_here(name: str) -> int:
+        here.append(name)
+        _wait_until((folder / "begun elsewhere").exists)
+        if len(here) == n_here:
+            (folder / "all others").touch()
+        return os.getpid()
+
+    return share_work(groups, work_here, partial(_wait_for_others, folder), others=1), here
 
 
 def _wait_for_others(folder: Path, name: str) -> int:
