@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +33,11 @@ from analysis import (
 )
 from analysis.captions import count
 from analysis.drawn import Options, Outcome, Skipped
+from analysis.garbage import collecting_less_often, end_sooner
 from analysis.index import Section, describe, read_sections, remove_stale, write_index
 from analysis.load import Results, load_tables
 from analysis.saving import save
-from analysis.sharing import end_sooner, share_work
+from analysis.sharing import share_work
 from analysis.tables import save_tables
 from memlib.errors import InputError, unknown
 from memlib.results import open_results
@@ -78,7 +77,6 @@ _TOGETHER = (
 )
 _MANY_RUNS = 8  # from here on others help; one takes two seconds to start
 _MOST_OTHERS = 3
-_NEW_OBJECTS = 50_000  # before Python looks for garbage; its own 700 (2,000 from 3.13) have it look all the time
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def _in_groups(names: Sequence[str]) -> list[list[str]]:
 def _finish(name: str, *, results: Results, folder: Path, options: Options) -> Finished:
     """Draw and save what an entry of FIGURES makes of the results."""
     paths, sections, skipped = [], [], []
-    with _collecting_less_often():
+    with collecting_less_often():
         for outcome in dict(FIGURES)[name](results, options):
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
@@ -204,16 +202,6 @@ def _finish(name: str, *, results: Results, folder: Path, options: Options) -> F
             paths += save_tables(outcome.tables, folder, outcome.name)
             sections.append(describe(outcome, results.runs))
     return Finished(tuple(paths), tuple(sections), tuple(skipped))
-
-
-@contextmanager
-def _collecting_less_often() -> Iterator[None]:
-    before = gc.get_threshold()
-    gc.set_threshold(before[0] and _NEW_OBJECTS, *before[1:])  # 0: never, and it stays so
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _finish_elsewhere(name: str, *, location: str, folder: Path, options: Options) -> Finished:

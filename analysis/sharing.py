@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from threading import Lock
 from typing import TypeVar
+
+from analysis.garbage import end_sooner
 
 T = TypeVar("T")
 
@@ -54,11 +54,6 @@ def share_work(
         finally:
             left.clear()  # where this was interrupted
     return done
-
-
-def end_sooner() -> None:
-    """Let this process end without a look for garbage at all it has, which takes half a second."""
-    atexit.register(gc.freeze)
 
 
 class _Left:

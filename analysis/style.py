@@ -19,8 +19,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from analysis.fonts import font_families
 
 COLUMN_WIDTH = 3.3  # inches, one column of a two-column page
-RESOLUTION = 200  # pixels an inch
 PAGE_WIDTH = 6.9  # inches, both columns and the gap
+RESOLUTION = 200  # pixels an inch
 _NARROWEST_COLUMN = 1.7  # inches, of several side by side
 _TITLE_CHARACTERS = 46  # a line of title at column width
 _MOST_GROUP_LABELS = 24  # side by side at column width, upright
