@@ -1,7 +1,6 @@
 """Sweeps started as a user starts them, for the tests on real Ray."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -72,20 +71,6 @@ def read_until(driver, text):
         assert part, f"the sweep ended without {text!r}: {shown.decode()}"
         shown += part
     return shown.decode()
-
-
-def worker_environment(address=None):
-    """The environment variables of a Ray worker, as a sweep starts Ray or joins it."""
-    program = f"""
-import json, os
-from sweeps.cluster import start_ray
-start_ray({address!r})
-import ray
-print(json.dumps(ray.get(ray.remote(lambda: dict(os.environ)).remote())))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def finished_epochs(results):

@@ -19,7 +19,6 @@ from sweeping import (
     finished_epochs,
     sweep,
     wait_for,
-    worker_environment,
     worker_processes,
     written,
 )
@@ -29,6 +28,7 @@ from sweeps.cluster import FOR_WORKERS
 OPTIONS = ["--seeds", "0", "--epochs", "40", "--experiments", "rewinding", "retraining"]
 for setting in ("checkpoints.epochs=[0,2]", "rewinding.limit=50", "retraining.epochs=2", "retraining.limit=50"):
     OPTIONS += ["--set", setting]
+RUN = "digits resnet9 noise 0.1 seed 0"
 # Read when Ray's processes start: a node that is gone is missed after 5 seconds instead of 17, one that is only slow
 # (on a busy machine) after half a minute.
 IMPATIENT = {
@@ -91,6 +91,11 @@ def node_of(cluster, worker):
     return next(n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid == raylet)
 
 
+def replace(cluster, node):
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+
+
 def ended_well(driver, results, undisturbed):
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
@@ -98,45 +103,33 @@ def ended_well(driver, results, undisturbed):
     return out
 
 
-def test_workers_of_a_cluster_are_told_what_those_of_one_machine_are(cluster):
-    assert worker_environment(cluster.address).items() >= FOR_WORKERS.items()
-
-
-def test_a_node_lost_during_a_trial_costs_the_epoch_in_flight_and_is_said_in_one_line(
+def test_nodes_lost_during_a_trial_and_a_task_cost_what_was_in_flight_and_are_said_in_one_line_each(
     cluster, undisturbed, tmp_path, start_joined
 ):
     results = tmp_path / "results"
     driver = start_joined(results)
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2, seconds=TIMEOUT)
-    node = node_of(cluster, work_on("ImplicitFunc"))
-    cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1)
-    out = ended_well(driver, results, undisturbed)
-    assert "checked 3 nodes" in out
-    ((run, why, restart),) = LOST.findall(out)
-    assert (run, restart) == ("digits resnet9 noise 0.1 seed 0", "1 of 3")
-    assert why in WHY, out
-
-
-def test_a_node_lost_during_a_task_repeats_no_finished_unit_and_is_said_in_one_line(
-    cluster, undisturbed, tmp_path, start_joined
-):
-    results = tmp_path / "results"
-    driver = start_joined(results)
+    trial = work_on("ImplicitFunc")
+    assert trial.environ().items() >= FOR_WORKERS.items()  # as on one machine
+    replace(cluster, node_of(cluster, trial))
     wait_for(lambda: len(written(results, "retraining")) >= 2, seconds=TIMEOUT)
     node = node_of(cluster, work_on("ray::_perform"))
     done = written(results, "rewinding", "retraining")
-    cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=1)
+    replace(cluster, node)
     out = ended_well(driver, results, undisturbed)
-    lost = LOST.findall(out)
-    assert 1 <= len(lost) <= 2, out  # the task at work, and one that was already on its way there
-    assert {restart for _, _, restart in lost} == {"1 of 3"}
-    assert {why for _, why, _ in lost} <= WHY
+    assert "checked 3 nodes" in out
+    (of_run, *rest), why, restart = zip(*LOST.findall(out), strict=True)
+    assert of_run == RUN
+    assert 1 <= len(rest) <= 2, out  # the task at work, and one that was already on its way there
+    assert all(f" of {RUN}" in task for task in rest)
+    assert set(restart) == {"1 of 3"}
+    assert set(why) <= WHY
     assert done.items() <= written(results, "rewinding", "retraining").items()
 
 
-def test_a_node_that_leaves_with_notice_is_not_counted_as_a_failure(cluster, undisturbed, tmp_path, start_joined):
+def test_neither_a_node_that_leaves_with_notice_nor_a_killed_driver_counts_as_a_failure(
+    cluster, undisturbed, tmp_path, start_joined
+):
     results = tmp_path / "results"
     driver = start_joined(results)
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2, seconds=TIMEOUT)
@@ -145,18 +138,13 @@ def test_a_node_that_leaves_with_notice_is_not_counted_as_a_failure(cluster, und
     time.sleep(0.5)  # the notice's deadline has passed: only then does Ray call a loss the expected one
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGTERM)
     cluster.add_node(num_cpus=1)
-    out = ended_well(driver, results, undisturbed)
-    assert LOST.findall(out) == [("digits resnet9 noise 0.1 seed 0", "its node was taken back", "not counted")], out
-
-
-def test_a_driver_killed_outright_leaves_the_cluster_to_the_next_one(cluster, undisturbed, tmp_path, start_joined):
-    results = tmp_path / "results"
-    driver = start_joined(results)
     wait_for(lambda: len(written(results, "rewinding")) >= 2, seconds=TIMEOUT)
     driver.kill()
-    driver.communicate()
+    out, _ = driver.communicate()
+    assert LOST.findall(out) == [(RUN, "its node was taken back", "not counted")], out
     done = written(results, "runs", "rewinding")
-    ended_well(start_joined(results), results, undisturbed)
+    out = ended_well(start_joined(results), results, undisturbed)
+    assert LOST.findall(out) == []
     assert done.items() <= written(results, "runs", "rewinding").items()
 
 

@@ -33,15 +33,6 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="module")
-def in_a_folder(tmp_path_factory):
-    """What the same sweep leaves in a folder of this machine."""
-    results = tmp_path_factory.mktemp("folder") / "results"
-    code, out, err = sweep(results, *OPTIONS)
-    assert (code, err) == (0, ""), out + err
-    return results
-
-
 def unit_rows(unit_id):
     row = {"run_id": "r", "experiment": "rewinding", "settings": "{}", "code_version": "0", "device": None}
     return table_from_rows("units", [{**row, "seconds": 1.0, "status": "done", "error": unit_id}])
@@ -194,11 +185,23 @@ def test_a_place_that_cannot_be_used_is_refused_at_once_without_its_secrets(serv
     assert "secret" not in str(caught.value)
 
 
-def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(server, in_a_folder, tmp_path, capsys):
-    results = server.uri("sweep")
-    code, out, err = sweep(results, *OPTIONS)
+def test_a_sweep_on_an_object_store_that_refuses_for_a_while_gives_the_same_rows_and_figures_as_a_folder(
+    server, tmp_path, start, capsys
+):
+    code, out, err = sweep(tmp_path / "results", *OPTIONS)
     assert (code, err) == (0, ""), out + err
-    assert_same_results(results, in_a_folder)
+    results = server.uri("sweep")
+    driver = start(results, *OPTIONS)
+    wait_for(lambda: any("last.safetensors" in path for _, path in server.requests()[-50:]))
+    server.shut.touch()
+    before = read_until(driver, "it is tried again")
+    server.shut.unlink()
+    out, err = driver.communicate(timeout=TIMEOUT)
+    assert (driver.returncode, err) == (0, ""), out + err
+    out = before + out
+    assert len(re.findall(r"seed 0: s3://.* refuses \(.*\); it is tried again", out)) == 1, out
+    assert len(re.findall(r"seed 0: s3://.* answers again after \d+ s", out)) == 1, out
+    assert_same_results(results, tmp_path / "results")
     files = open_storage(results).names_by_folder("").values()
     assert {name.rpartition(".")[2] for names in files for name in names} == {"parquet", "safetensors", "json"}
     with server.counted() as made:
@@ -207,25 +210,10 @@ def test_a_sweep_on_an_object_store_gives_the_same_rows_and_figures_as_a_folder(
     requests = Counter(method for method, _ in made)
     assert sum(requests.values()) <= 30, made  # a listing for each table, however many units there are
     open_results(results).compact()
-    assert_same_results(results, in_a_folder)
+    assert_same_results(results, tmp_path / "results")
     figures = draw(results, tmp_path / "a")
-    assert figures == draw(in_a_folder, tmp_path / "b")
+    assert figures == draw(tmp_path / "results", tmp_path / "b")
     assert len(figures) > 5
-
-
-def test_a_sweep_rides_out_an_object_store_that_refuses_and_says_so(server, in_a_folder, start):
-    results = server.uri("ridden")
-    driver = start(results, *OPTIONS)
-    wait_for(lambda: any("last.safetensors" in path for _, path in server.requests()[-50:]))
-    server.shut.touch()
-    before = read_until(driver, "it is tried again")
-    server.shut.unlink()
-    out, err = driver.communicate(timeout=TIMEOUT)
-    assert driver.returncode == 0, out + err
-    out = before + out
-    assert len(re.findall(r"seed 0: s3://.* refuses \(.*\); it is tried again", out)) == 1, out
-    assert len(re.findall(r"seed 0: s3://.* answers again after \d+ s", out)) == 1, out
-    assert_same_results(results, in_a_folder)
 
 
 def draw(results, folder):

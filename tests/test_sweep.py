@@ -15,7 +15,6 @@ from sweeping import (
     read_until,
     sweep,
     wait_for,
-    worker_environment,
     worker_processes,
 )
 
@@ -80,22 +79,20 @@ def test_more_seeds_compute_only_what_is_new(undisturbed):
     assert before == {p: p.stat().st_mtime_ns for p in results.rglob("*.parquet")}
 
 
-def test_a_sweep_killed_outright_continues_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
+def test_no_process_that_is_killed_changes_a_row(undisturbed, tmp_path, start):
+    """The whole sweep outright, then a trial's process of the sweep that continues it."""
     results = tmp_path / "results"
     driver = start(results, *TRAIN_ONLY, "--epochs", "12")
     # Early: a run left alone gets all CPUs, and other threads add up in another order.
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    workers = worker_processes(driver, "ImplicitFunc")
+    for worker in workers:
+        assert worker.environ().items() >= FOR_WORKERS.items()
     kill_outright(driver)
     assert not (results / "runs").exists()
-    code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "12")
-    assert code == 0, out + err
-    assert_same_results(results, undisturbed[0])
-
-
-def test_a_trial_whose_process_is_killed_is_started_again_and_ends_with_the_same_rows(undisturbed, tmp_path, start):
-    results = tmp_path / "results"
+    reached = max(finished_epochs(results))
     driver = start(results, *TRAIN_ONLY, "--epochs", "12")
-    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    wait_for(lambda: max(finished_epochs(results), default=0) > reached)
     worker_processes(driver, "ImplicitFunc")[0].kill()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
@@ -143,13 +140,14 @@ def fill(ballast):
             file.write(bytes(4096))
 
 
-def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(
+def test_a_full_disk_fails_the_run_with_that_reason_or_is_waited_for_and_loses_nothing(
     undisturbed, small_disk, start, monkeypatch
 ):
-    monkeypatch.setenv("MEMLIB_STORAGE_PATIENCE", "1")
     results, ballast = small_disk / "results", small_disk / "ballast"
     shutil.copytree(undisturbed[0], results)
-    driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
+    options = [*TRAIN_ONLY, "--epochs", "30", "--seeds", "0"]
+    monkeypatch.setenv("MEMLIB_STORAGE_PATIENCE", "1")
+    driver = start(results, *options)
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     fill(ballast)
     out, err = driver.communicate(timeout=TIMEOUT)
@@ -157,15 +155,10 @@ def test_a_disk_that_fills_up_fails_the_run_with_that_reason_and_loses_nothing(
     assert "the disk or quota holding the results is full" in out
     assert [r["status"] for r in open_results(results).read("runs").to_pylist()] == ["done", "done"]
     ballast.unlink()
-    code, out, err = sweep(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
-    assert code == 0, out + err
-    assert open_results(results).read("runs").num_rows == 3
-
-
-def test_a_disk_that_is_full_for_a_while_is_waited_for_and_said_in_two_lines(small_disk, start):
-    results, ballast = small_disk / "results", small_disk / "ballast"
-    driver = start(results, *TRAIN_ONLY, "--epochs", "30", "--seeds", "0")
-    wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
+    reached = max(finished_epochs(results))
+    monkeypatch.delenv("MEMLIB_STORAGE_PATIENCE")
+    driver = start(results, *options)
+    wait_for(lambda: max(finished_epochs(results), default=0) > reached)
     fill(ballast)
     before = read_until(driver, "it is tried again")
     ballast.unlink()
@@ -174,7 +167,8 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for_and_said_in_two_lines(sma
     out = before + out
     assert len(re.findall(r"seed 0: .*results refuses \(.*No space left.*\); it is tried again", out)) == 1, out
     assert len(re.findall(r"seed 0: .*results answers again after \d+ s", out)) == 1, out
-    assert open_results(results).read("epochs").num_rows == 31 * 3
+    assert open_results(results).read("runs").num_rows == 3
+    assert open_results(results).read("epochs").num_rows == 2 * 13 * 3 + 31 * 3
 
 
 def test_a_disk_without_room_is_refused_before_any_compute(small_disk, capsys):
@@ -230,7 +224,3 @@ def test_results_of_another_schema_version_are_refused(tmp_path, capsys):
     (tmp_path / "memlib-results.json").write_text('{"schema_version": 0}')
     assert main([*TINY, "--results", str(tmp_path)]) == 2
     assert "written by schema version 0" in capsys.readouterr().err
-
-
-def test_workers_are_told_to_keep_their_memory_and_to_give_up_idle_cores():
-    assert worker_environment().items() >= FOR_WORKERS.items()

@@ -64,25 +64,19 @@ def test_asking_for_more_computes_only_what_is_new(undisturbed):
         Path(results, "units", path.name).unlink()
 
 
-def test_a_task_whose_process_is_killed_is_repeated_without_duplicates(undisturbed, tmp_path, start):
+def test_no_process_killed_among_the_tasks_repeats_a_unit_or_loses_one(undisturbed, tmp_path, start):
+    """The whole sweep outright, then a task's process of the sweep that continues it."""
     results = tmp_path / "results"
+    driver = start(results, *OPTIONS)
+    wait_for(lambda: len(written(results, "retraining")) >= 2, seconds=TIMEOUT)
+    kill_outright(driver)
+    done = written(results, *N_UNITS)
     driver = start(results, *OPTIONS)
     wait_for(lambda: worker_processes(driver, "ray::_perform"), seconds=TIMEOUT)
     worker_processes(driver, "ray::_perform")[0].kill()
     out, err = driver.communicate(timeout=TIMEOUT)
     assert driver.returncode == 0, out + err
     assert len(re.findall(r"lost: .* of digits .* \(its process was lost\); trying again \(1 of 3\)", out)) == 1, out
-    assert_same_results(results, undisturbed[0])
-
-
-def test_a_driver_killed_among_the_tasks_continues_without_repeating_one(undisturbed, tmp_path, start):
-    results = tmp_path / "results"
-    driver = start(results, *OPTIONS)
-    wait_for(lambda: len(written(results, "retraining")) >= 2, seconds=TIMEOUT)
-    kill_outright(driver)
-    done = written(results, *N_UNITS)
-    code, out, err = sweep(results, *OPTIONS)
-    assert code == 0, out + err
     assert done.items() <= written(results, *N_UNITS).items()
     assert_same_results(results, undisturbed[0])
 
