@@ -47,14 +47,14 @@ class CheckpointFolder:
         """Keep the model's parameters and buffers as they are after `epoch` epochs."""
         self._save(_epoch_name(epoch), Checkpoint(model.state_dict(), {**facts, "epoch": epoch}))
 
-    def load_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """Return the state dictionary kept at `epoch`.
+    def load_epoch(self, epoch: int) -> Checkpoint:
+        """Return the state dictionary kept at `epoch`, and the facts kept with it.
 
         Raises:
             InputError: that epoch was not kept (the message lists those that were), or the file is damaged.
         """
         try:
-            return dict(self._load(_epoch_name(epoch)).tensors)
+            return self._load(_epoch_name(epoch))
         except FileNotFoundError:
             kept = list(self.epochs())
             raise InputError(f"run {self.run_id} kept no checkpoint at epoch {epoch}; it kept {kept}.") from None

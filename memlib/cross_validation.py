@@ -20,7 +20,7 @@ from memlib.datasets import ImageSet
 from memlib.errors import InputError
 from memlib.evaluation import predict_probabilities
 from memlib.experiments import CrossValidationConfig
-from memlib.layer_units import LoadState, Rows
+from memlib.layer_units import LoadCheckpoint, Rows
 from memlib.models import build_model
 from memlib.runs import RunData
 from memlib.seeds import stream, stream_seed
@@ -35,7 +35,9 @@ def plan_cross_validation(run: RunConfig, config: CrossValidationConfig) -> list
     return [Task((Unit(run, "cross_validation", {"fold": fold, **settings}),)) for fold in range(config.folds)]
 
 
-def perform_cross_validation(task: Task, model: nn.Module, data: RunData, load_state: LoadState) -> list[Rows]:
+def perform_cross_validation(
+    task: Task, model: nn.Module, data: RunData, load_checkpoint: LoadCheckpoint
+) -> list[Rows]:
     """Return the rows of the one unit of a task: the predictions for one fold; `model` tells the device to use.
 
     Raises:

@@ -112,15 +112,22 @@ def predict_deployed(model: nn.Module, examples: ImageSet, *, device: torch.devi
     return predict(model, examples.images, examples.labels, device=device)
 
 
-@torch.no_grad()
 def predict_probabilities(
     model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
 ) -> Float32[Tensor, "n k"]:
     """Return the softmax of the model's logits for all images, on the CPU; otherwise (errors, too) like `predict`."""
+    return predict_logits(model, images, device=device).softmax(dim=1)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
+) -> Float32[Tensor, "n k"]:
+    """Return the model's logits for all images, on the CPU; otherwise (errors, too) like `predict`."""
     pieces = _judge_logits(
         model,
         (images, None),
-        lambda logits, _: logits.softmax(dim=1).cpu(),
+        lambda logits, _: logits.cpu(),
         device=device,
         batch_size=BATCH_SIZE,
         precision="float32",

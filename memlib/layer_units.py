@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from memlib.batches import images_as_trained, place_images
+from memlib.checkpoints import Checkpoint
 from memlib.config import RunConfig, build_config
 from memlib.errors import InputError
 from memlib.experiments import RetrainingConfig, RewindingConfig
 from memlib.layer_groups import check_groups, layer_groups
-from memlib.prefixes import State
 from memlib.retraining import Retraining, retrain
 from memlib.rewinding import Examples, Measurement, rewinding_accuracies
 from memlib.runs import RunData
 from memlib.seeds import stream
 from memlib.units import Task, Unit
 
-LoadState = Callable[[int], State]  # epoch -> the run's checkpoint
+LoadCheckpoint = Callable[[int], Checkpoint]  # of the run, by epoch
 Rows = dict[str, list[dict[str, object]]]  # of one unit, by table; its experiment's own table is written last
 
 
@@ -96,7 +96,7 @@ def _check_kept(setting: str, epochs: Sequence[int], run: RunConfig) -> None:
         )
 
 
-def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: LoadState) -> list[Rows]:
+def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_checkpoint: LoadCheckpoint) -> list[Rows]:
     """Return the rows of each unit of a rewinding task; `model` is the run's final one, on the device to use."""
     shared = task.units[0].settings
     names = layer_groups(model).names
@@ -104,7 +104,7 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
     device = next(model.parameters()).device
     found = rewinding_accuracies(
         model,
-        {unit.settings["rewind_epoch"]: load_state(unit.settings["rewind_epoch"]) for unit in task.units},
+        {unit.settings["rewind_epoch"]: load_checkpoint(unit.settings["rewind_epoch"]).tensors for unit in task.units},
         _placed(splits_of(data, limit=shared["limit"], seed=task.run.data_seed), device),
         sets=[shared["groups"]],
         measurement=Measurement(
@@ -131,7 +131,7 @@ def perform_rewinding(task: Task, model: nn.Module, data: RunData, load_state: L
     ]
 
 
-def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: LoadState) -> list[Rows]:
+def perform_retraining(task: Task, model: nn.Module, data: RunData, load_checkpoint: LoadCheckpoint) -> list[Rows]:
     """Return the rows of the one unit of a retraining task; `model` is the run's final one, on the device to use."""
     (unit,) = task.units
     settings = dict(unit.settings)
@@ -143,7 +143,9 @@ def perform_retraining(task: Task, model: nn.Module, data: RunData, load_state: 
     if config.limit is not None:
         splits = _placed(splits_of(data, limit=config.limit, seed=task.run.data_seed), device)
     how = Retraining(config=config, seed=task.run.seed)
-    found = retrain(model, load_state(config.reset_epoch), [group], everything[trained_on], splits, how=how)
+    found = retrain(
+        model, load_checkpoint(config.reset_epoch).tensors, [group], everything[trained_on], splits, how=how
+    )
     facts = {
         "run_id": task.run.run_id,
         "group": group,

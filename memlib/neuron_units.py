@@ -20,7 +20,7 @@ from memlib.edited_accuracies import EditedAccuracies, edited_accuracies
 from memlib.errors import InputError
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig
-from memlib.layer_units import LoadState, Rows
+from memlib.layer_units import LoadCheckpoint, Rows
 from memlib.runs import RunData
 from memlib.seeds import stream
 from memlib.units import Task, Unit
@@ -66,7 +66,7 @@ def search_settings(unit_settings: Mapping[str, Any]) -> CriticalUnitsConfig:
     return build_config(CriticalUnitsConfig, {**settings, "examples": one_part})
 
 
-def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_state: LoadState) -> list[Rows]:
+def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_checkpoint: LoadCheckpoint) -> list[Rows]:
     """Return the rows of the one unit of a task; `model` is the run's final one, on the device to use."""
     (unit,) = task.units
     kind, part = unit.settings["kind"], unit.settings["part"]
@@ -84,7 +84,7 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_sta
     search = find_critical_units(model, examples, reference, config, seed=task.run.seed, device=device)
     accuracies = edited_accuracies(model, search.units, search.found, judged, device=device, precision=config.precision)
     facts = {"run_id": task.run.run_id, "is_noisy": kind == "noisy"}
-    right_early = _right_early(model, examples, config, load_state)
+    right_early = _right_early(model, examples, config, load_checkpoint)
     measured = {"n_clean": int((~judged[1]).sum()), "n_noisy": int(judged[1].sum())}
     return [
         {
@@ -132,7 +132,7 @@ def _judged(
 
 
 def _right_early(
-    model: nn.Module, examples: ImageSet, config: CriticalUnitsConfig, load_state: LoadState
+    model: nn.Module, examples: ImageSet, config: CriticalUnitsConfig, load_checkpoint: LoadCheckpoint
 ) -> dict[int, Mapping[str, object]]:
     """Return by example id whether the run's state at `early_epoch` predicted it as assigned already."""
     ids = examples.ids.tolist()
@@ -140,7 +140,7 @@ def _right_early(
         return dict.fromkeys(ids, {"right_early": None, "early_epoch": None})
     early = copy.deepcopy(model)
     device = next(model.parameters()).device
-    load_model_state(early, load_state(config.early_epoch), where=f"at epoch {config.early_epoch}")
+    load_model_state(early, load_checkpoint(config.early_epoch).tensors, where=f"at epoch {config.early_epoch}")
     right = predict(early, examples.images, examples.labels, device=device).prediction == examples.labels
     return {i: {"right_early": r, "early_epoch": config.early_epoch} for i, r in zip(ids, right.tolist(), strict=True)}
 

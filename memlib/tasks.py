@@ -16,7 +16,7 @@ from memlib.datasets import Dataset
 from memlib.example_tied_dropout import dropout_layers, set_mode
 from memlib.experiments import ExperimentsConfig
 from memlib.layer_units import (
-    LoadState,
+    LoadCheckpoint,
     check_retraining,
     perform_retraining,
     perform_rewinding,
@@ -24,6 +24,7 @@ from memlib.layer_units import (
     plan_rewinding,
 )
 from memlib.neuron_units import check_search, perform_critical_units, plan_critical_units
+from memlib.probes import check_probe
 from memlib.results import ResultStore
 from memlib.runs import RunData, build_network, device_name, prepare_data
 from memlib.schemas import table_from_rows
@@ -77,27 +78,34 @@ def asks_for_groups(experiments: ExperimentsConfig) -> bool:
 
 
 def perform_task(
-    task: Task, dataset: Dataset, store: ResultStore, *, device: torch.device, load_state: LoadState | None = None
+    task: Task,
+    dataset: Dataset,
+    store: ResultStore,
+    *,
+    device: torch.device,
+    load_checkpoint: LoadCheckpoint | None = None,
 ) -> None:
     """Compute a task and write each of its units: its row in `units`, then the rows of its experiment.
 
-    `load_state` gives the run's checkpoints by epoch; default: read from the store.
+    `load_checkpoint` gives the run's checkpoints by epoch; default: read from the store.
 
     Raises:
-        InputError: a checkpoint is missing, damaged or another architecture's.
+        InputError: a checkpoint is missing, damaged or another architecture's, or the network's code is another one.
         Diverged: a retraining diverged.
         OSError: the storage refuses.
     """
     started = time.monotonic()
     run = task.run
-    load_state = load_state or CheckpointFolder(store.storage, run.run_id).load_epoch
+    load_checkpoint = load_checkpoint or CheckpointFolder(store.storage, run.run_id).load_epoch
     model = build_network(run, dataset)
     if dropout_layers(model):
         set_mode(model, "scaled")  # the mode that takes any example
-    load_model_state(model, load_state(run.training.epochs), where=f"of run {run.run_id} at its end")
+    final, where = load_checkpoint(run.training.epochs), f"of run {run.run_id} at its end"
+    load_model_state(model, final.tensors, where=where)
     model.to(device).to(memory_format=torch.channels_last)
     data = prepare_data(run, dataset)
-    rows = EXPERIMENTS[task.experiment](task, model, data, load_state)
+    check_probe(model, data.train, final.facts, where=where)
+    rows = EXPERIMENTS[task.experiment](task, model, data, load_checkpoint)
     seconds = (time.monotonic() - started) / len(task.units)
     for unit, tables in zip(task.units, rows, strict=True):
         for table in tables.keys() - {unit.experiment}:

@@ -15,6 +15,7 @@ from memlib.datasets import ImageSet
 from memlib.errors import InputError
 from memlib.evaluation import Accuracy
 from memlib.gradient_accounting import GroupGradient
+from memlib.probes import probe_facts
 from memlib.training_dynamics import TrainingDynamics, start_dynamics
 
 
@@ -103,7 +104,7 @@ def save_training(
     """
     facts = _facts(state, data, config)
     if keep:
-        checkpoints.save_epoch(state.epoch, state.model, facts)
+        checkpoints.save_epoch(state.epoch, state.model, facts | probe_facts(state.model, data.train))
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}

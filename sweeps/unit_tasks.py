@@ -17,9 +17,8 @@ import ray
 import torch
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError, RuntimeEnvSetupError
 
-from memlib.checkpoints import CheckpointFolder
+from memlib.checkpoints import Checkpoint, CheckpointFolder
 from memlib.datasets import Dataset
-from memlib.prefixes import State
 from memlib.results import ResultStore
 from memlib.tasks import done_units, perform_task, record_unit_failure
 from memlib.units import Task, missing_tasks
@@ -199,11 +198,11 @@ def _perform(work: Work, task: Task, images: dict[str, Any], results: str, grant
 
 
 def _experiment(task: Task, dataset: Dataset, store: ResultStore, device: torch.device) -> None:
-    load_state = functools.partial(_load_state, store.storage.uri, task.run.run_id)
-    perform_task(task, dataset, store, device=device, load_state=load_state)
+    load_checkpoint = functools.partial(_load_checkpoint, store.storage.uri, task.run.run_id)
+    perform_task(task, dataset, store, device=device, load_checkpoint=load_checkpoint)
 
 
 @functools.lru_cache(maxsize=16)
-def _load_state(results: str, run_id: str, epoch: int) -> State:
+def _load_checkpoint(results: str, run_id: str, epoch: int) -> Checkpoint:
     """Return a checkpoint, read once a worker process as long as it stays among the last 16."""
     return CheckpointFolder(open_patiently(results, lambda text: None).storage, run_id).load_epoch(epoch)

@@ -21,7 +21,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
     folder, saved = CheckpointFolder(open_storage(tmp_path), "run"), model()
     folder.save_epoch(4, saved, {"note": "x"})
     other = model()
-    load_model_state(other, folder.load_epoch(4), where="epoch 4")
+    load_model_state(other, folder.load_epoch(4).tensors, where="epoch 4")
     for a, b in zip(saved.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -172,7 +172,7 @@ def test_a_run_that_augments_is_recalibrated_on_augmented_images(digits, small_r
     config = replace(config, training=replace(config.training, augment=("crop",)))
     perform_run(config, digits, store, device=CPU)
     model, data = start(config, digits)
-    load_model_state(model, CheckpointFolder(store.storage, config.run_id).load_epoch(3), where="of the run")
+    load_model_state(model, CheckpointFolder(store.storage, config.run_id).load_epoch(3).tensors, where="of the run")
 
     def recalibrated_on(images):
         found = predict_by_mode(model, data, device=CPU, calibration=images)

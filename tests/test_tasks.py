@@ -111,11 +111,11 @@ def test_rewinding_rows_are_the_accuracies_of_the_runs_own_checkpoints(trained, 
     assert len(rows) == 4 * 2 * 3
     checkpoints = CheckpointFolder(store.storage, run.run_id)
     model = build_model(run.model, image_shape=digits.image_shape, num_classes=10, seed=9)
-    model.load_state_dict(checkpoints.load_epoch(3))
+    model.load_state_dict(checkpoints.load_epoch(3).tensors)
     splits = splits_of(prepare_data(run, digits), limit=None, seed=run.seed)
     assert {name: len(labels) for name, (_, labels) in splits.items()} == {"clean": 160, "noisy": 40, "test": 60}
     for row in rows:
-        rewound = rewind(model, checkpoints.load_epoch(row["rewind_epoch"]), row["group"].split("+"))
+        rewound = rewind(model, checkpoints.load_epoch(row["rewind_epoch"]).tensors, row["group"].split("+"))
         (expected,) = rewinding_accuracies(
             rewound, {0: rewound.state_dict()}, {"x": splits[row["split"]]}, sets=[("conv1",)]
         )
@@ -138,12 +138,12 @@ def test_a_run_that_augments_is_rewound_with_statistics_of_augmented_images(digi
         perform_task(task, digits, store, device=CPU)
     checkpoints, data = CheckpointFolder(store.storage, run.run_id), prepare_data(run, digits)
     model = build_model(run.model, image_shape=digits.image_shape, num_classes=10, seed=9)
-    model.load_state_dict(checkpoints.load_epoch(1))
+    model.load_state_dict(checkpoints.load_epoch(1).tensors)
     cropped = images_as_trained(data.train.images, run.training, seed=run.seed)
     assert not torch.equal(cropped, data.train.images)
     expected = rewinding_accuracies(
         model,
-        {0: checkpoints.load_epoch(0)},
+        {0: checkpoints.load_epoch(0).tensors},
         splits_of(data, limit=None, seed=run.seed),
         sets=[("conv3",)],
         measurement=Measurement(batchnorm="recalibrated", calibration=cropped),
@@ -205,10 +205,10 @@ def test_wherever_a_task_is_killed_the_units_that_are_done_have_their_rows(
 ):
     run, store = trained
     tasks = plan_tasks(run, ExperimentsConfig(rewinding=RewindingConfig(epochs=(0, 2), limit=5)), ("conv2",))
-    load_state = CheckpointFolder(store.storage, run.run_id).load_epoch
+    load_checkpoint = CheckpointFolder(store.storage, run.run_id).load_epoch
     store = create_results(tmp_path)
     kill_after_writes(written)
     with pytest.raises(KeyboardInterrupt):
-        perform_task(tasks[0], digits, store, device=CPU, load_state=load_state)
+        perform_task(tasks[0], digits, store, device=CPU, load_checkpoint=load_checkpoint)
     assert len(store.units("rewinding")) == written // 2
     assert store.units("rewinding") <= store.units("units")

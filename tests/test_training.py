@@ -134,7 +134,7 @@ def test_epoch_zero_is_the_state_before_training(digits, small_run, tmp_path):
     first = next(train(model, data, small_run, device=CPU, checkpoints=folder))
     assert first.epoch == 0
     assert first.gradients == ()
-    assert all(torch.equal(folder.load_epoch(0)[name], t) for name, t in initial.items())
+    assert all(torch.equal(folder.load_epoch(0).tensors[name], t) for name, t in initial.items())
 
 
 def test_a_run_writes_its_tables_keeps_its_checkpoints_and_nothing_else(digits, small_run, tmp_path):

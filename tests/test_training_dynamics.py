@@ -80,7 +80,7 @@ def test_a_runs_dynamics_are_those_of_its_states_after_the_evaluated_epochs(trai
     labels, model = data.noisy_labels.labels, build_network(config, digits)
     found = []
     for epoch in (2, 4):  # not the state before training, nor what was not evaluated
-        load_model_state(model, checkpoints.load_epoch(epoch), where="")
+        load_model_state(model, checkpoints.load_epoch(epoch).tensors, where="")
         found.append(predict(model, data.train.images, labels, device=CPU))
     rows = store.read("dynamics").to_pylist()
     assert [row["example_id"] for row in rows] == data.train.ids.tolist()

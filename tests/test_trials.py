@@ -97,7 +97,7 @@ def test_a_run_trains_on_the_kept_examples_alone(digits, held_out_run, tmp_path)
         pass
     store = create_results(tmp_path / "results")
     perform_run(held_out_run, digits, store, device=CPU)
-    got = CheckpointFolder(store.storage, held_out_run.run_id).load_epoch(3)
+    got = CheckpointFolder(store.storage, held_out_run.run_id).load_epoch(3).tensors
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.state_dict().items())
     rows = store.read("epochs").to_pylist()
     n_noisy = int(data.noisy_labels.is_noisy.sum())
