@@ -22,7 +22,7 @@ from memlib.example_tied_dropout import dropout_layers, dropout_mode
 
 FACT = "probe"
 N_IMAGES = 8  # the first of the training set
-TOLERANCE = 1e-3  # of the largest logit: float32 summed up in another order is 100 times closer
+TOLERANCE = 1e-4  # of the largest logit; float32 summed up in another order is 100 times closer
 
 
 def probe_facts(model: nn.Module, train: ImageSet) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def check_probe(model: nn.Module, train: ImageSet, facts: Mapping[str, Any], *, 
     facts: those kept with the state; without a probe (kept by a memlib that made none) nothing is checked.
 
     Raises:
-        InputError: logits differ by more than a thousandth of the largest one; `where` names the state.
+        InputError: logits differ by more than a ten-thousandth of the largest one; `where` names the state.
     """
     if FACT not in facts:
         return
