@@ -99,7 +99,7 @@ def start_ray(address: str | None, *, device: str = "auto", say: Callable[[str],
     growth = None
     if address is not None and _on_head():
         growth = read_growth(Path(CLUSTER_FILE).expanduser(), device=device)
-    capacity = _with_growth(_present(), growth)
+    capacity = _with_growth(present_capacity(), growth)
     if capacity.cpus == 0 or (growth is not None and growth.unasked):
         capacity = _with_growth(_wait_for_workers(growth.unasked if growth else 1, say), growth)
     return replace(capacity, gpus=0) if device == "cpu" else capacity
@@ -137,7 +137,7 @@ def _on_head() -> bool:
     return ray.get_runtime_context().gcs_address.rpartition(":")[0] == ray.util.get_node_ip_address()
 
 
-def _present() -> Capacity:
+def present_capacity() -> Capacity:
     """Return what the machines have that are there now."""
     import ray  # noqa: PLC0415
 
@@ -172,7 +172,7 @@ def _wait_for_workers(wanted: int, say: Callable[[str], None]) -> Capacity:
         if came:
             until = min(until, time.monotonic() + SECONDS_FOR_THE_OTHERS)
         time.sleep(1.0)
-    present = _present()
+    present = present_capacity()
     if present.cpus == 0:
         raise InputError(
             f"the cluster has no CPU to work on, and no worker came in {SECONDS_FOR_A_WORKER / 60:.0f} minutes; "

@@ -97,7 +97,7 @@ class SweepProgress:
         again = " again" if run_id in self._shown else ""
         self._shown[run_id] = time.monotonic()
         self._seconds[run_id] = []  # a run started again reports its finished epochs once more
-        self._line(f"started{again}: {self._name_run(self._runs[run_id])}")
+        self.say(f"started{again}: {self._name_run(self._runs[run_id])}")
         if self._console.is_terminal and run_id not in self._tasks:
             run = self._runs[run_id]
             self._tasks[run_id] = self._live.add_task(
@@ -115,15 +115,15 @@ class SweepProgress:
             self._live.update(self._tasks[run_id], completed=report.epoch, state=state, seconds_left=left)
         elif self._is_silent_for_long(run_id):
             self._shown[run_id] = time.monotonic()
-            self._line(f"{self._name_run(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
+            self.say(f"{self._name_run(run)}: {state}" + ("" if left is None else f", {duration(left)} left"))
 
     def lost(self, run_id: str, why: str, restart: str) -> None:
         """Say that a run lost its process or node and is started again."""
-        self._line(f"lost: {self._name_run(self._runs[run_id])} ({why}); trying again ({restart})")
+        self.say(f"lost: {self._name_run(self._runs[run_id])} ({why}); trying again ({restart})")
 
     def note(self, run_id: str, text: str) -> None:
         """Say what a run's process has to say."""
-        self._line(f"{self._name_run(self._runs[run_id])}: {text}")
+        self.say(f"{self._name_run(self._runs[run_id])}: {text}")
 
     def finished(self, run_id: str, error: str | None) -> None:
         """Show how a run ended, early or not, and how many are left."""
@@ -136,7 +136,7 @@ class SweepProgress:
             outcome = f"stopped after {len(seconds) - 1} epochs: {self._name_run(run)}"
         if run_id in self._tasks:
             self._live.remove_task(self._tasks.pop(run_id))
-        self._line(f"{outcome} ({self._left} to go)")
+        self.say(f"{outcome} ({self._left} to go)")
 
     def tasks_added(self, tasks: Iterable[Task]) -> None:
         """Count the units of experiments that are now wanted."""
@@ -148,11 +148,11 @@ class SweepProgress:
 
     def task_lost(self, task: Task, why: str, restart: str) -> None:
         """Say that a task lost its process or node and is started again."""
-        self._line(f"lost: {task_label(task, self._name_run)} ({why}); trying again ({restart})")
+        self.say(f"lost: {task_label(task, self._name_run)} ({why}); trying again ({restart})")
 
     def task_note(self, task: Task, text: str) -> None:
         """Say what a task's process had to say."""
-        self._line(f"{task_label(task, self._name_run)}: {text}")
+        self.say(f"{task_label(task, self._name_run)}: {text}")
 
     def task_ended(self, task: Task, error: str | None) -> None:
         """Count a task's units as done, and say when an experiment on a run is complete or a task failed."""
@@ -163,13 +163,13 @@ class SweepProgress:
         label = task_label(task, self._name_run)
         self._show_units(label + self._spell_searched(task))
         if error is not None:
-            self._line(f"failed: {label}: {error}")
+            self.say(f"failed: {label}: {error}")
         if self._units[key] == 0:
             left = self._n_units - self._n_units_ended
-            self._line(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
+            self.say(f"done: {task.experiment} of {key[1]} ({left} units of experiments to go)")
         elif n_examples(task) and not self._console.is_terminal and self._is_silent_for_long(task.run.run_id):
             self._shown[task.run.run_id] = time.monotonic()
-            self._line(f"{task.experiment} of {key[1]}{self._spell_searched(task)}")
+            self.say(f"{task.experiment} of {key[1]}{self._spell_searched(task)}")
 
     def _is_silent_for_long(self, run_id: str) -> bool:
         return run_id not in self._shown or time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES
@@ -183,7 +183,7 @@ class SweepProgress:
         n_units = sum(len(task.units) for task in tasks)
         self._units[tasks[0].experiment, self._name_run(tasks[0].run)] -= n_units
         self._n_units_ended += n_units
-        self._line(
+        self.say(
             f"gave up: {tasks[0].experiment} of {self._name_run(tasks[0].run)}: {n_failed} tasks in a row failed, "
             f"{n_units} units are not started"
         )
@@ -200,7 +200,8 @@ class SweepProgress:
             state=f"{self._n_units_ended}/{self._n_units} units  {state}",
         )
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print one line, above the live ones in a terminal."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -25,6 +25,7 @@ from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity
 from sweeps.equipment import check_code
 from sweeps.failures import RESTARTS, RayDied, describe_error, describe_loss, open_patiently, record
+from sweeps.machines import MachineWatch
 from sweeps.object_store import from_arrays
 from sweeps.preflight import dataset_key
 from sweeps.progress import SweepProgress
@@ -88,6 +89,7 @@ class TaskPool:
         self._waiting: deque[Attempt] = deque()
         self._running: dict[ray.ObjectRef, Attempt] = {}
         self._failed_in_a_row = Counter[tuple[str, str]]()  # by experiment and run
+        self._machines = MachineWatch(capacity, progress.say)
 
     def add(self, tasks: Iterable[Task]) -> None:
         """Take tasks on; they are submitted by `advance`."""
@@ -97,7 +99,11 @@ class TaskPool:
         self.advance()
 
     def advance(self, *, seconds: float = 0.0) -> None:
-        """Take note of what has ended, waiting up to `seconds` for it, and submit what there is room for."""
+        """Take note of what has ended, waiting up to `seconds` for it, and submit what there is room for.
+
+        Called all the time while a sweep works, it also says when there is nothing to work on.
+        """
+        self._machines.look()
         if self._running:
             ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
             if not ended and seconds > 0:
