@@ -17,6 +17,7 @@ from timing import bandwidth, matrix_rates, time_in_turn
 from torch import nn
 from training import ours, plain, random_batch
 
+from memlib.batches import normalize
 from memlib.evaluation import predict
 from memlib.precision import resolve_precision
 from memlib.pruning import model_size
@@ -68,14 +69,35 @@ def _evaluation_rates(name: str, sizes: Sizes, device: torch.device) -> Iterator
     model = network(name, sizes, device=device).eval()
     images, labels, _ = random_batch(max(sizes.evaluation_batches), sizes.shape)
     images = images.to(device)  # as in a run, whose labels are moved by each evaluation
-    ways = {f"evaluation by {b}": _evaluation(model, images, labels, b) for b in sizes.evaluation_batches}
+    batches = {f"evaluation by {b}": b for b in sizes.evaluation_batches}
+    ways = {work: _evaluation(model, images, labels, b) for work, b in batches.items()}
+    # Without TF32 cuDNN may have faster kernels for the other layout, or may find them only by trying.
+    first = min(batches.values())
+    contiguous = network(name, sizes, device=device).to(memory_format=torch.contiguous_format).eval()
+    ways["evaluation, contiguous"] = _evaluation(contiguous, normalize(images).contiguous(), labels, first)
+    ways["evaluation, kernels tried"] = _with_trials(ways[f"evaluation by {first}"])
+    ways["evaluation, contiguous, kernels tried"] = _with_trials(ways["evaluation, contiguous"])
     for work, times in time_in_turn(ways, sizes.rounds, device).items():
         images_per_second = len(images) / statistics.median(times)
-        yield Rate(name, work, int(work.split()[-1]), "float32", images_per_second, flops * images_per_second)
+        batch = batches.get(work, first)
+        yield Rate(name, work, batch, "float32", images_per_second, flops * images_per_second)
 
 
 def _evaluation(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int) -> Callable[[], object]:
     return lambda: predict(model, images, labels, device=images.device, batch_size=batch)
+
+
+def _with_trials(evaluation: Callable[[], object]) -> Callable[[], object]:
+    """Return the evaluation with cuDNN timing its kernels on the first batch of each shape."""
+
+    def work() -> None:
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            evaluation()
+        finally:
+            torch.backends.cudnn.benchmark = before
+
+    return work
 
 
 def measure_ways(sizes: Sizes, device: torch.device) -> dict[str, object]:

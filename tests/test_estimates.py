@@ -133,6 +133,7 @@ def test_what_was_measured_on_a_card_is_read_by_model_and_tiny_tries_are_not(tmp
         {"model": "resnet9", "work": "plain training", "flops_per_second": 5.0},
         {"model": "resnet9", "work": "evaluation by 1000", "flops_per_second": 1.0},
         {"model": "resnet9", "work": "evaluation by 5000", "flops_per_second": 2.0},
+        {"model": "resnet9", "work": "evaluation, contiguous", "flops_per_second": 3.0},  # not how a run evaluates
     ]
     for name, tiny, device in (("gpu_rates", False, "NVIDIA H200"), ("gpu_rates_try", True, "cpu")):
         (tmp_path / f"{name}.json").write_text(json.dumps({"device": device, "tiny": tiny, "rows": rows}))
