@@ -28,6 +28,7 @@ from memlib.evaluation import predict
 from memlib.example_tied_dropout import active_channels
 from memlib.experiments import CriticalUnitsConfig
 from memlib.precision import resolve_precision
+from memlib.probes import TOLERANCE
 from memlib.seeds import stream
 from memlib.training import training_step
 from memlib.training_state import TrainingState
@@ -110,7 +111,7 @@ def _predictions(name: str, batch: int, sizes: Sizes, device: torch.device) -> l
         predict(network(name, sizes, device=d), images, labels, device=d).margin.double() for d in (CPU, device)
     )
     difference = (here - there).abs().max() / here.abs().max()
-    return [_row(f"{name}: margins, relative to the largest", difference.item(), LOSS_LIMITS["float32"])]
+    return [_row(f"{name}: margins, relative to the largest", difference.item(), TOLERANCE)]
 
 
 def _step(name: str, batch: int, sizes: Sizes, device: torch.device, precision: Resolved) -> list[Row]:

@@ -116,18 +116,27 @@ def predict_probabilities(
     model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
 ) -> Float32[Tensor, "n k"]:
     """Return the softmax of the model's logits for all images, on the CPU; otherwise (errors, too) like `predict`."""
-    return predict_logits(model, images, device=device).softmax(dim=1)
+    return _collect(model, images, lambda logits: logits.softmax(dim=1), device)
 
 
-@torch.no_grad()
 def predict_logits(
     model: nn.Module, images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n ..."], *, device: torch.device
 ) -> Float32[Tensor, "n k"]:
     """Return the model's logits for all images, on the CPU; otherwise (errors, too) like `predict`."""
+    return _collect(model, images, lambda logits: logits, device)
+
+
+@torch.no_grad()
+def _collect(
+    model: nn.Module,
+    images: Tensor,
+    change: Callable[[Float32[Tensor, "b k"]], Float32[Tensor, "b k"]],
+    device: torch.device,
+) -> Float32[Tensor, "n k"]:
     pieces = _judge_logits(
         model,
         (images, None),
-        lambda logits, _: logits.cpu(),
+        lambda logits, _: change(logits).cpu(),
         device=device,
         batch_size=BATCH_SIZE,
         precision="float32",

@@ -22,7 +22,7 @@ from memlib.example_tied_dropout import dropout_layers, dropout_mode
 
 FACT = "probe"
 N_IMAGES = 8  # the first of the training set
-TOLERANCE = 1e-4  # of the largest logit; float32 summed up in another order is 100 times closer
+TOLERANCE = 1e-3  # of the largest logit, as `bench/gpu_checks.py` holds a GPU to a CPU's margins
 
 
 def probe_facts(model: nn.Module, train: ImageSet) -> dict[str, Any]:
@@ -39,13 +39,14 @@ def check_probe(model: nn.Module, train: ImageSet, facts: Mapping[str, Any], *, 
     facts: those kept with the state; without a probe (kept by a memlib that made none) nothing is checked.
 
     Raises:
-        InputError: logits differ by more than a ten-thousandth of the largest one; `where` names the state.
+        InputError: logits differ by more than a thousandth of the largest one; `where` names the state.
     """
     if FACT not in facts:
         return
-    then = torch.tensor(facts[FACT])
-    difference, limit = (then - _logits(model, train)).abs().max().item(), TOLERANCE * then.abs().max().item()
-    if not difference <= limit:  # NaN is no agreement
+    then, now = torch.tensor(facts[FACT]), _logits(model, train)
+    limit = TOLERANCE * then.nan_to_num(0.0, 0.0, 0.0).abs().max().item()  # a network that diverges is kept, too
+    if not torch.allclose(now, then, rtol=0.0, atol=limit, equal_nan=True):
+        difference = (now - then).abs().max().item()
         raise InputError(
             f"the network {where} no longer computes what it did when its state was kept (logits differ by "
             f"{difference:.2g}, at most {limit:.2g} is rounding): the code of {type(model).__name__}, or the version "

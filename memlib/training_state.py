@@ -15,7 +15,7 @@ from memlib.datasets import ImageSet
 from memlib.errors import InputError
 from memlib.evaluation import Accuracy
 from memlib.gradient_accounting import GroupGradient
-from memlib.probes import probe_facts
+from memlib.probes import check_probe, probe_facts
 from memlib.training_dynamics import TrainingDynamics, start_dynamics
 
 
@@ -65,7 +65,7 @@ def continue_training(
     """Put the state, in place, where an interrupted run was, unless it passed an epoch that is now to be kept.
 
     Raises:
-        InputError: the checkpoint is damaged, or was made from other images or in another precision.
+        InputError: the checkpoint is damaged, or was made from other images, in another precision or by other code.
     """
     checkpoints.remove_unfinished()
     saved = checkpoints.load_last()
@@ -84,6 +84,7 @@ def continue_training(
                 f"the same images and kind of device, or delete checkpoints/{config.run_id} in the results."
             )
     load_model_state(state.model, saved_model(saved), where=f"of run {config.run_id}")
+    check_probe(state.model, data.train, saved.facts, where=f"of run {config.run_id}")
     for name, parameter in state.model.named_parameters():
         momentum = saved.tensors.get(f"momentum.{name}")
         if momentum is not None:
@@ -102,9 +103,9 @@ def save_training(
     Raises:
         OSError: the storage refuses.
     """
-    facts = _facts(state, data, config)
+    facts = _facts(state, data, config) | probe_facts(state.model, data.train)
     if keep:
-        checkpoints.save_epoch(state.epoch, state.model, facts | probe_facts(state.model, data.train))
+        checkpoints.save_epoch(state.epoch, state.model, facts)
     buffers = {name: state.optimizer.state[p].get("momentum_buffer") for name, p in state.model.named_parameters()}
     tensors = {f"model.{name}": t for name, t in state.model.state_dict().items()}
     tensors |= {f"momentum.{name}": t for name, t in buffers.items() if t is not None}

@@ -19,6 +19,7 @@ from memlib.datasets import Dataset
 from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict_deployed, predict_in_mode
 from memlib.example_tied_dropout import dropout_layers, dropout_mode
+from memlib.probes import check_probe
 from memlib.recalibration import batchnorms, recalibrate
 from memlib.results import ResultStore
 from memlib.runs import build_network, place_data, prepare_data
@@ -76,7 +77,7 @@ def conclude_trial(run: RunConfig, dataset: Dataset, store: ResultStore, *, devi
     """Judge a trial as its last epoch left it, write its row, and remove the state it could continue from.
 
     Raises:
-        InputError: there is no such state, or it is damaged.
+        InputError: there is no such state, it is damaged, or the network's code is another one.
         OSError: the storage refuses.
     """
     unit, checkpoints = trial_unit(run), _checkpoints(run, store)
@@ -86,10 +87,12 @@ def conclude_trial(run: RunConfig, dataset: Dataset, store: ResultStore, *, devi
             return
         raise InputError(f"trial {unit.unit_id} left no state to judge; run the search again.")
     model = build_network(run, dataset)
-    load_model_state(model, saved_model(last), where=f"of trial {unit.unit_id}")
+    where = f"of trial {unit.unit_id}"
+    load_model_state(model, saved_model(last), where=where)
     model.to(device).to(memory_format=torch.channels_last)
-    records = saved_records(last)
-    ended = _Ended(model, records, place_data(prepare_data(run, dataset), dataset.digest, device))
+    records, data = saved_records(last), place_data(prepare_data(run, dataset), dataset.digest, device)
+    check_probe(model, data.train, last.facts, where=where)
+    ended = _Ended(model, records, data)
     rows = [{**_facts(run, dataset), **row} for row in _judge(ended, run)]
     record_unit(unit, store, device=device, seconds=sum(record.seconds for record in records))
     store.write(TABLE, unit.unit_id, table_from_rows(TABLE, rows))  # the proof of completion last, as in `perform_task`

@@ -17,7 +17,7 @@ from memlib.config import RunConfig
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
 from memlib.results import ResultStore, create_results
-from memlib.tasks import plan_tasks
+from memlib.tasks import TRAINS_ANEW, plan_tasks
 from memlib.units import Task, missing_tasks
 from sweeps.cluster import Capacity, check_address, stop_ray
 from sweeps.command import DONE, SOME_FAILED, add_places, join_ray, run_command, share_images
@@ -94,7 +94,7 @@ def _warn_of_earlier_networks(repeated: Sequence[RunConfig], store: ResultStore,
     ids = {run.run_id for run in repeated}
     columns = ["run_id", "experiment", "status"]
     rows = store.read("units", columns=columns).to_pylist() if ids else []
-    on_networks = [row for row in rows if row["status"] == "done" and row["experiment"] != "cross_validation"]
+    on_networks = [row for row in rows if row["status"] == "done" and row["experiment"] not in TRAINS_ANEW]
     n_units = sum(row["run_id"] in ids for row in on_networks)
     if n_units:
         console.print(

@@ -13,9 +13,9 @@ SECONDS_UNTIL_SAID = 60.0  # a node that is replaced at once is no news
 
 
 class MachineWatch:
-    """Says in one line that the cluster has had nothing to work on for a minute, and in another that it has again.
+    """Says in one line that the cluster has had no CPU at all for a minute, and in another that it has one now.
 
-    wanted: what the sweep was planned for; where that has GPUs, machines without one do not count.
+    wanted: what the sweep was planned for; where that has GPUs, it is those that are looked for.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class MachineWatch:
         self._say = say
         self._present = present
         self._clock = clock
-        self._last_seen = self._looked = clock()
+        self._looked = clock()
+        self._gone_since: float | None = None  # when it was first seen to be gone
         self._is_said = False
 
     def look(self) -> None:
@@ -40,12 +41,15 @@ class MachineWatch:
             return
         self._looked = now
         present = self._present()
-        waited = now - self._last_seen
         if present.gpus if self._kind == "GPU" else present.cpus:
-            if self._is_said:
-                self._say(f"the cluster has a {self._kind} again, after {duration(waited)}")
-            self._last_seen, self._is_said = now, False
-        elif not self._is_said and waited >= SECONDS_UNTIL_SAID:
+            if self._is_said and self._gone_since is not None:
+                self._say(f"the cluster has a {self._kind} now, after {duration(now - self._gone_since)}")
+            self._gone_since, self._is_said = None, False
+            return
+        if self._gone_since is None:
+            self._gone_since = now
+        waited = now - self._gone_since
+        if not self._is_said and waited >= SECONDS_UNTIL_SAID:
             self._say(
                 f"waiting: the cluster has had no {self._kind} for {duration(waited)} (ray status on its head tells "
                 "why); the sweep goes on when one comes, and Ctrl-C loses nothing that is finished"

@@ -171,6 +171,10 @@ class SweepProgress:
             self._shown[task.run.run_id] = time.monotonic()
             self.say(f"{task.experiment} of {key[1]}{self._spell_searched(task)}")
 
+    def say(self, text: str) -> None:
+        """Print one line, above the live ones in a terminal."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     def _is_silent_for_long(self, run_id: str) -> bool:
         return run_id not in self._shown or time.monotonic() - self._shown[run_id] > SECONDS_BETWEEN_LINES
 
@@ -199,10 +203,6 @@ class SweepProgress:
             completed=self._n_units_ended,
             state=f"{self._n_units_ended}/{self._n_units} units  {state}",
         )
-
-    def say(self, text: str) -> None:
-        """Print one line, above the live ones in a terminal."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -101,7 +101,7 @@ class TaskPool:
     def advance(self, *, seconds: float = 0.0) -> None:
         """Take note of what has ended, waiting up to `seconds` for it, and submit what there is room for.
 
-        Called all the time while a sweep works, it also says when there is nothing to work on.
+        Called all the time while a sweep works, it also says when the cluster has no machine.
         """
         self._machines.look()
         if self._running:

@@ -78,7 +78,7 @@ def test_the_rows_are_those_of_a_search_for_the_same_examples_in_one_call(search
     data = prepare_data(small_run, digits)
     train = ImageSet(data.train.images, data.noisy_labels.labels, data.train.ids)
     model = build_model(small_run.model, image_shape=digits.image_shape, num_classes=10, seed=9)
-    model.load_state_dict(CheckpointFolder(searched.storage, small_run.run_id).load_epoch(3))
+    model.load_state_dict(CheckpointFolder(searched.storage, small_run.run_id).load_epoch(3).tensors)
     rows = {row["example_id"]: row for row in table(searched, "critical_units")}
     reference = draw_reference(train, torch.empty(0, dtype=torch.int64), CONFIG, seed=0)
     assert not set(rows) & set(reference.ids.tolist())
@@ -97,7 +97,7 @@ def test_the_rows_are_those_of_a_search_for_the_same_examples_in_one_call(search
 def test_an_early_state_tells_learned_from_memorized_examples(searched, digits, small_run):
     data = prepare_data(small_run, digits)
     model = build_model(small_run.model, image_shape=digits.image_shape, num_classes=10, seed=9)
-    model.load_state_dict(CheckpointFolder(searched.storage, small_run.run_id).load_epoch(2))
+    model.load_state_dict(CheckpointFolder(searched.storage, small_run.run_id).load_epoch(2).tensors)
     right = (
         predict(model, data.train.images, data.noisy_labels.labels, device=CPU).prediction == data.noisy_labels.labels
     )

@@ -10,7 +10,7 @@ from memlib.checkpoints import CheckpointFolder, load_model_state
 from memlib.config import DropoutConfig, ModelConfig
 from memlib.errors import InputError
 from memlib.example_tied_dropout import set_mode
-from memlib.experiments import ExperimentsConfig, RewindingConfig
+from memlib.experiments import CrossValidationConfig, ExperimentsConfig, RewindingConfig
 from memlib.models import build_model
 from memlib.probes import check_probe, probe_facts
 from memlib.results import create_results
@@ -64,6 +64,33 @@ def test_a_network_of_other_code_under_the_same_names_is_not_measured(trained, d
     assert store.units("rewinding") == store.units("units") == set()
 
 
+def test_cross_validation_trains_networks_of_its_own_and_asks_for_no_agreement(trained, digits, monkeypatch, tmp_path):
+    run, store = trained
+    wanted = ExperimentsConfig(cross_validation=CrossValidationConfig(folds=2, epochs=1))
+    monkeypatch.setattr("memlib.tasks.build_network", lambda *given: with_other_epsilon(build_network(*given)))
+    load = CheckpointFolder(store.storage, run.run_id).load_epoch
+    into = create_results(tmp_path)
+    perform_task(plan_tasks(run, wanted, ())[0], digits, into, device=CPU, load_checkpoint=load)
+    assert len(into.units("cross_validation")) == 1
+
+
+def test_a_training_is_not_continued_by_other_code(small_run, digits, tmp_path, monkeypatch):
+    store = create_results(tmp_path)
+
+    def interrupt(record):
+        if record.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        perform_run(small_run, digits, store, device=CPU, on_epoch=interrupt)
+    monkeypatch.setattr("memlib.runs.build_network", lambda *given: with_other_epsilon(build_network(*given)))
+    with pytest.raises(InputError, match=f"network of run {small_run.run_id} no longer computes"):
+        perform_run(small_run, digits, store, device=CPU)
+    monkeypatch.undo()
+    perform_run(small_run, digits, store, device=CPU)
+    assert store.finished_runs() == {small_run.run_id}
+
+
 def test_the_same_network_is_measured_on_any_number_of_threads(trained, digits, tmp_path):
     run, store = trained
     load = CheckpointFolder(store.storage, run.run_id).load_epoch
@@ -93,7 +120,9 @@ def test_a_state_kept_without_a_probe_is_taken_as_it_is(trained, digits):
         (ModelConfig(name="vit"), DropoutConfig()),
     ],
 )
-def test_a_probe_leaves_the_network_in_the_mode_it_was_in_and_draws_nothing(small_run, digits, model, dropout):
+def test_a_probe_leaves_the_network_in_the_mode_it_was_in_and_draws_nothing(
+    small_run, digits, shallow_vit, model, dropout
+):
     network = build_network(replace(small_run, model=model, dropout=dropout), digits).train()
     if dropout.kind != "none":
         set_mode(network, "tied")

@@ -80,12 +80,16 @@ def test_more_seeds_compute_only_what_is_new(undisturbed):
 
 
 def test_no_process_that_is_killed_changes_a_row(undisturbed, tmp_path, start):
-    """The whole sweep outright, then a trial's process of the sweep that continues it."""
+    """The whole sweep outright, then a trial's process of the sweep that continues it.
+
+    What workers are told (to keep their memory and give up idle cores) is read from those at work.
+    """
     results = tmp_path / "results"
     driver = start(results, *TRAIN_ONLY, "--epochs", "12")
     # Early: a run left alone gets all CPUs, and other threads add up in another order.
     wait_for(lambda: max(finished_epochs(results), default=0) >= 2)
     workers = worker_processes(driver, "ImplicitFunc")
+    assert workers
     for worker in workers:
         assert worker.environ().items() >= FOR_WORKERS.items()
     kill_outright(driver)
@@ -143,6 +147,7 @@ def fill(ballast):
 def test_a_full_disk_fails_the_run_with_that_reason_or_is_waited_for_and_loses_nothing(
     undisturbed, small_disk, start, monkeypatch
 ):
+    """It fails after a second where patience ends then, and is waited for by default."""
     results, ballast = small_disk / "results", small_disk / "ballast"
     shutil.copytree(undisturbed[0], results)
     options = [*TRAIN_ONLY, "--epochs", "30", "--seeds", "0"]

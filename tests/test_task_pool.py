@@ -45,6 +45,8 @@ def pool(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(TaskPool, "_submit", submit)
     fake = SimpleNamespace(wait=lambda references, **how: (references, []), get=get)
     monkeypatch.setattr(unit_tasks, "ray", fake)
+    looks = []
+    monkeypatch.setattr(unit_tasks, "MachineWatch", lambda *_: SimpleNamespace(look=lambda: looks.append(1)))
     console = Console(record=True, width=500, file=io.StringIO())
     made = TaskPool({}, str(tmp_path), Capacity(1, 0, 1), SweepProgress([small_run], console))
     tasks = plan_tasks(small_run, ExperimentsConfig(rewinding=RewindingConfig(epochs=(0, 2))), GROUPS)
@@ -55,7 +57,9 @@ def pool(small_run, tmp_path, monkeypatch):
         made.finish()
         return console.export_text().splitlines()
 
-    return SimpleNamespace(pool=made, run=run, submitted=submitted, tasks=tasks, store=create_results(tmp_path))
+    return SimpleNamespace(
+        pool=made, run=run, submitted=submitted, tasks=tasks, store=create_results(tmp_path), looks=looks
+    )
 
 
 def test_a_bug_is_not_tried_for_every_task_of_a_run(pool):
@@ -66,6 +70,11 @@ def test_a_bug_is_not_tried_for_every_task_of_a_run(pool):
     assert given_up == [
         f"gave up: rewinding of digits resnet9 noise 0.2 seed 0: 5 tasks in a row failed, {left} units are not started"
     ]
+
+
+def test_a_pool_at_work_looks_for_machines_again_and_again(pool):
+    pool.run(lambda task: Outcome(None))
+    assert len(pool.looks) >= len(pool.tasks) / IN_FLIGHT_PER_LANE
 
 
 def test_failures_among_successes_give_nothing_up(pool):
