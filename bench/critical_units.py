@@ -35,7 +35,7 @@ from memlib.checkpoints import CheckpointFolder, from_bytes, load_model_state
 from memlib.config import RunConfig, build_config
 from memlib.critical_units import CriticalUnitsSearch, draw_reference, find_critical_units
 from memlib.datasets import ImageSet, balanced_subset, load_dataset
-from memlib.edited_accuracies import EditedAccuracies, SplitAccuracy, edited_accuracies
+from memlib.edited_networks import EditedAccuracies, SplitAccuracy, edited_accuracies
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig
 from memlib.models import build_model

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from memlib.config import RunConfig
 from memlib.datasets import Dataset
 from memlib.experiments import ExperimentsConfig
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.pruning import model_size
 from memlib.results import ResultStore, create_results

@@ -28,7 +28,7 @@ from memlib.checkpoints import CheckpointFolder
 from memlib.config import ModelConfig, Precision, RunConfig, build_config
 from memlib.datasets import Dataset, ImageSet
 from memlib.experiments import ExperimentsConfig, RetrainingConfig, RewindingConfig
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.prefixes import State
 from memlib.results import ResultStore, create_results

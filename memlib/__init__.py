@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from memlib.critical_units import find_critical_units as find_critical_units
     from memlib.critical_units import take_examples as take_examples
     from memlib.datasets import load_dataset as load_dataset
-    from memlib.edited_accuracies import edited_accuracies as edited_accuracies
+    from memlib.edited_networks import edited_accuracies as edited_accuracies
     from memlib.errors import InputError as InputError
     from memlib.evaluation import accuracy as accuracy
     from memlib.evaluation import predict as predict
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from memlib.gradient_accounting import split_gradients as split_gradients
     from memlib.gradient_accounting import summarize_groups as summarize_groups
     from memlib.gradient_accounting import zero_sums as zero_sums
+    from memlib.grouping import layer_groups as layer_groups
     from memlib.label_noise import add_label_noise as add_label_noise
     from memlib.label_noise import flip_labels as flip_labels
     from memlib.label_noise import flip_labels_in_pairs as flip_labels_in_pairs
-    from memlib.layer_groups import layer_groups as layer_groups
     from memlib.mislabel_evaluation import evaluate_mislabels as evaluate_mislabels
     from memlib.mislabels import find_mislabels_by_dropping as find_mislabels_by_dropping
     from memlib.mislabels import find_mislabels_by_dynamics as find_mislabels_by_dynamics
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
     from memlib.results import open_results as open_results
     from memlib.retraining import Retraining as Retraining
     from memlib.retraining import retrain as retrain
-    from memlib.review_page import review_page as review_page
     from memlib.rewinding import Measurement as Measurement
     from memlib.rewinding import rewind as rewind
     from memlib.rewinding import rewinding_accuracies as rewinding_accuracies
     from memlib.run_mislabels import find_mislabels_of_run as find_mislabels_of_run
     from memlib.runs import perform_run as perform_run
+    from memlib.suspects_page import review_page as review_page
     from memlib.training import train as train
 
 _HOMES = {
@@ -83,7 +83,7 @@ _HOMES = {
     "create_results": "results",
     "draw_reference": "critical_units",
     "dropout_mode": "example_tied_dropout",
-    "edited_accuracies": "edited_accuracies",
+    "edited_accuracies": "edited_networks",
     "evaluate_mislabels": "mislabel_evaluation",
     "find_critical_units": "critical_units",
     "find_mislabels_by_dropping": "mislabels",
@@ -92,7 +92,7 @@ _HOMES = {
     "find_mislabels_out_of_sample": "confident_learning",
     "flip_labels": "label_noise",
     "flip_labels_in_pairs": "label_noise",
-    "layer_groups": "layer_groups",
+    "layer_groups": "grouping",
     "load_dataset": "datasets",
     "open_results": "results",
     "perform_run": "runs",
@@ -100,7 +100,7 @@ _HOMES = {
     "prune": "pruning",
     "recalibrate": "recalibration",
     "retrain": "retraining",
-    "review_page": "review_page",
+    "review_page": "suspects_page",
     "rewind": "rewinding",
     "rewinding_accuracies": "rewinding",
     "set_mode": "example_tied_dropout",

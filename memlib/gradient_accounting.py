@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from memlib.errors import InputError
-from memlib.layer_groups import LayerGroups
+from memlib.grouping import LayerGroups
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from memlib.checkpoints import Checkpoint
 from memlib.config import RunConfig, build_config
 from memlib.errors import InputError
 from memlib.experiments import RetrainingConfig, RewindingConfig
-from memlib.layer_groups import check_groups, layer_groups
+from memlib.grouping import check_groups, layer_groups
 from memlib.retraining import Retraining, retrain
 from memlib.rewinding import Examples, Measurement, rewinding_accuracies
 from memlib.runs import RunData

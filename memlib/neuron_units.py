@@ -16,7 +16,7 @@ from memlib.checkpoints import load_model_state
 from memlib.config import RunConfig, build_config
 from memlib.critical_units import CriticalUnits, CriticalUnitsSearch, draw_reference, find_critical_units
 from memlib.datasets import ImageSet, balanced_subset
-from memlib.edited_accuracies import EditedAccuracies, edited_accuracies
+from memlib.edited_networks import EditedAccuracies, edited_accuracies
 from memlib.errors import InputError
 from memlib.evaluation import predict
 from memlib.experiments import CriticalUnitsConfig

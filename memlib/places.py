@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from memlib.errors import InputError, unknown
-from memlib.layer_groups import LayerGroups, layer_groups
+from memlib.grouping import LayerGroups, layer_groups
 
 INSERTED = "inserted_dropout"  # name of the child that an inserted layer is
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from memlib.evaluation import class_logits, evaluation_mode
-from memlib.layer_groups import LayerGroups
+from memlib.grouping import LayerGroups
 
 State = Mapping[str, Tensor]  # parameter or buffer name -> value
 Boundary = Mapping[str, Tensor]  # module name -> its output, for one batch

@@ -26,7 +26,7 @@ from memlib.checkpoints import check_state
 from memlib.chunks import ChunkSize, images_at_once, memory_budget, run_in_chunks
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import RetrainingConfig
-from memlib.layer_groups import LayerGroups, check_groups, layer_groups
+from memlib.grouping import LayerGroups, check_groups, layer_groups
 from memlib.precision import exact_float32
 from memlib.prefix_outputs import BatchSource, PrefixOutputs
 from memlib.prefixes import State, cut_before

@@ -21,8 +21,8 @@ from memlib.holdings import check_same_images
 from memlib.mislabel_evaluation import evaluate_mislabels
 from memlib.mislabels import Mislabels
 from memlib.results import ResultStore, open_results
-from memlib.review_page import MOST, review_page
 from memlib.run_mislabels import find_mislabels_of_run, noise_of_run
+from memlib.suspects_page import MOST, review_page
 
 PREFERRED = ("cleanlab", "loss_rise", "aum")  # out-of-sample evidence first: docs/mislabels.md
 

@@ -25,7 +25,7 @@ from memlib.config import Precision
 from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
 from memlib.experiments import BatchNorm
-from memlib.layer_groups import LayerGroups, check_groups, layer_groups
+from memlib.grouping import LayerGroups, check_groups, layer_groups
 from memlib.precision import autocast, exact_float32
 from memlib.prefixes import State, Suffix, cut_before, run_prefix
 from memlib.recalibration import batchnorms, empty_statistics, estimating

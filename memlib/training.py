@@ -29,7 +29,7 @@ from memlib.gradient_accounting import (
     summarize_groups,
     zero_sums,
 )
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.precision import autocast, exact_float32, resolve_precision
 from memlib.schedules import learning_rate
 from memlib.seeds import global_stream

@@ -9,8 +9,8 @@ from memlib.config import DropoutConfig, ModelConfig, RunConfig
 from memlib.datasets import Dataset, check_dataset_name, load_dataset
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig
+from memlib.grouping import layer_groups
 from memlib.holdings import check_same_images
-from memlib.layer_groups import layer_groups
 from memlib.models import check_model_name
 from memlib.recalibration import batchnorms
 from memlib.results import ResultStore

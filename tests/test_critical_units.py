@@ -19,7 +19,7 @@ from memlib import chunks, critical_units
 from memlib.batches import normalize
 from memlib.critical_units import draw_reference, find_critical_units, take_examples
 from memlib.datasets import ImageSet
-from memlib.edited_accuracies import edited_accuracies
+from memlib.edited_networks import edited_accuracies
 from memlib.errors import InputError
 from memlib.evaluation import accuracy, predict
 from memlib.experiments import CriticalUnitsConfig

@@ -1,5 +1,6 @@
 """What the documents say is executed, so that it stays true."""
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -83,10 +84,16 @@ def test_every_table_and_column_is_documented():
 
 
 def test_every_public_name_can_be_loaded_and_nothing_heavy_is_before_that():
-    assert all(getattr(memlib, name) is not None for name in dir(memlib))
+    assert all(callable(getattr(memlib, name)) for name in dir(memlib))
     code = "import sys, memlib; print(any(m in sys.modules for m in ('torch', 'pyarrow', 'timm')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_public_name_is_never_hidden_by_a_module_of_the_same_name():
+    modules = {module.name for module in pkgutil.iter_modules(memlib.__path__)}
+    assert len(modules) > 50
+    assert not modules & set(dir(memlib))
 
 
 def test_an_unknown_public_name_lists_those_there_are():

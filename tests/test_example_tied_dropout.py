@@ -25,7 +25,7 @@ from memlib.example_tied_dropout import (
     tie,
     untie,
 )
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import ResNet9, build_model
 from memlib.seeds import stream_seed
 

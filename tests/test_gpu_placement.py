@@ -18,7 +18,7 @@ from memlib.experiments import (
     RetrainingConfig,
     RewindingConfig,
 )
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.results import create_results
 from memlib.runs import build_network, perform_run, place_data, prepare_data
 from memlib.schemas import SCHEMAS

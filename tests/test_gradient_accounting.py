@@ -11,7 +11,7 @@ from torch import nn
 
 from memlib.errors import InputError
 from memlib.gradient_accounting import add_to_sums_, split_gradients, summarize_groups, zero_sums
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import ResNet9
 
 

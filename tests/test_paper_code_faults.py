@@ -9,8 +9,8 @@ from memlib.config import DropoutConfig, ModelConfig
 from memlib.example_tied_dropout import ExampleTiedDropout, dropout_layers, set_mode, tie
 from memlib.experiments import RetrainingConfig
 from memlib.gradient_accounting import add_to_sums_, split_gradients, zero_sums
+from memlib.grouping import layer_groups
 from memlib.label_noise import flip_labels
-from memlib.layer_groups import layer_groups
 from memlib.layer_units import splits_of
 from memlib.models import ResNet9, build_model
 from memlib.retraining import Retraining, retrain

@@ -13,7 +13,7 @@ from memlib.batches import normalize, split_order
 from memlib.config import ModelConfig
 from memlib.errors import InputError
 from memlib.experiments import RetrainingConfig
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.prefixes import run_prefix
 from memlib.retraining import Retraining, retrain

@@ -12,7 +12,7 @@ from memlib.batches import normalize
 from memlib.config import ModelConfig
 from memlib.errors import InputError
 from memlib.evaluation import evaluation_mode
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.prefixes import Suffix, cut_before, run_prefix
 from memlib.rewinding import Measurement, rewind, rewinding_accuracies

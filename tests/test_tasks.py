@@ -11,7 +11,7 @@ from memlib.checkpoints import CheckpointFolder
 from memlib.config import CheckpointConfig, NoiseConfig
 from memlib.errors import InputError
 from memlib.experiments import ExperimentsConfig, RetrainingConfig, RewindingConfig
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.layer_units import group_sets, splits_of
 from memlib.models import build_model
 from memlib.results import create_results

@@ -17,7 +17,7 @@ from memlib.experiments import (
     RetrainingConfig,
     RewindingConfig,
 )
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.results import create_results
 from memlib.runs import perform_run

@@ -16,8 +16,8 @@ from memlib.errors import InputError
 from memlib.mislabels import Mislabels
 from memlib.results import create_results, open_results
 from memlib.review import main
-from memlib.review_page import review_page
 from memlib.runs import perform_run
+from memlib.suspects_page import review_page
 
 CPU = torch.device("cpu")
 N = 6

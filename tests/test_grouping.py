@@ -4,7 +4,7 @@ from torch import nn
 
 from memlib.config import ModelConfig
 from memlib.errors import InputError
-from memlib.layer_groups import layer_groups
+from memlib.grouping import layer_groups
 from memlib.models import build_model
 from memlib.rewinding import rewind
 
