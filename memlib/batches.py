@@ -60,10 +60,12 @@ def model_inputs(images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b ..."], devi
 def images_as_trained(
     images: UInt8[Tensor, "n c h w"], config: TrainingConfig, *, seed: int
 ) -> UInt8[Tensor, "n c h w"]:
-    """Return the images as training sees them, augmented once if it augments, where they lie.
+    """Return the images as training sees them, shuffled, and augmented once if it augments, where they lie.
 
-    What BatchNorm is recalibrated on: statistics of images without the augmentation are not those it was trained with.
+    What BatchNorm is recalibrated on, batch after batch. Images without the augmentation have other statistics than
+    those it was trained with, and batches of one class (a folder's images are sorted by class) too small a variance.
     """
+    images = images[torch.randperm(len(images), generator=stream(seed, "calibration")).to(images.device)]
     if not config.augment:
         return images
     draws = draw_augmentation(len(images), config.augment, generator=stream(seed, "augmentation", 0))

@@ -77,8 +77,9 @@ def predict_by_mode(
 ) -> list[ModePredictions]:
     """Return the predictions in every mode and variant; of a model without example-tied dropout, mode `plain`.
 
-    calibration: images that BatchNorm is recalibrated on, augmented as in training (`batches.images_as_trained`);
-    None for the training images as they are. Computed in float32; the model is left unchanged.
+    calibration: images that BatchNorm is recalibrated on, shuffled and augmented as in training
+    (`batches.images_as_trained`); None for the training images as they are. Computed in float32; the model is left
+    unchanged.
     """
     if not dropout_layers(model):
         train = predict(model, data.train.images, data.train.labels, device=device)

@@ -47,7 +47,8 @@ def recalibrate(
     """Return a copy of the model whose BatchNorm statistics are those of `images`, in order, in batches.
 
     Give training images, augmented if training was: on CIFAR-10 without its crops and flips it cost 3 points of test.
-    Of images beyond 64 x 64 fewer make a batch.
+    Shuffle them if they are sorted by class: a batch of one class has too small a variance. Of images beyond 64 x 64
+    fewer make a batch.
 
     Everything but BatchNorm is in evaluation mode, and example-tied dropout in the mode it is set to, which
     must be one without ids. Computed in float32 on the model's device, `device`; the model is left unchanged.

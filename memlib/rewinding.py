@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from memlib.batches import model_inputs
+from memlib.batches import model_inputs, split_order
 from memlib.checkpoints import check_state
 from memlib.chunks import ChunkSize, images_at_once, run_in_chunks
 from memlib.config import Precision
@@ -190,8 +190,8 @@ def _recalibrate(model: nn.Module, rewound: Sequence[_Rewound], how: Measurement
         _Rewound(r.groups, r.epoch, r.suffix, {**r.state, **empty_statistics(r.suffix.network, r.suffix.behind)})
         for r in rewound
     ]
-    for images in how.calibration.split(images_at_once(how.calibration, how.chunk_size)):
-        inputs, boundary = _run_prefix(model, fresh, images, how)
+    for batch in split_order(torch.arange(len(how.calibration)), images_at_once(how.calibration, how.chunk_size)):
+        inputs, boundary = _run_prefix(model, fresh, how.calibration[batch], how)
         for r in fresh:
             with estimating(r.suffix.network, r.suffix.behind):
                 r.suffix(boundary, inputs, r.state)  # BatchNorm writes into the tensors of r.state

@@ -1,9 +1,12 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from memlib.batches import epoch_order, images_as_trained, normalize, split_order, steps_per_epoch, training_batches
 from memlib.config import TrainingConfig
+from memlib.recalibration import recalibrate
 
 CPU = torch.device("cpu")
 
@@ -36,15 +39,25 @@ def test_a_batch_holds_the_images_of_its_positions():
         torch.testing.assert_close(inputs, normalize(images[positions]))
 
 
-def test_images_as_trained_are_augmented_once_where_training_augments():
+def test_images_as_trained_are_shuffled_and_augmented_once_where_training_augments():
     images = torch.randint(0, 256, (50, 3, 12, 12), dtype=torch.uint8)
-    assert images_as_trained(images, TrainingConfig(), seed=0) is images
+    shuffled = images_as_trained(images, TrainingConfig(), seed=0)
+    assert not torch.equal(shuffled, images)
+    assert sorted(image.tolist() for image in shuffled) == sorted(image.tolist() for image in images)
     how = TrainingConfig(augment=("flip",))
     flipped = images_as_trained(images, how, seed=0)
-    kinds = [(torch.equal(a, b), torch.equal(a, b.flip(2))) for a, b in zip(flipped, images, strict=True)]
+    kinds = [(torch.equal(a, b), torch.equal(a, b.flip(2))) for a, b in zip(flipped, shuffled, strict=True)]
     assert set(kinds) == {(True, False), (False, True)}
     assert torch.equal(images_as_trained(images, how, seed=0), flipped)
     assert not torch.equal(images_as_trained(images, how, seed=1), flipped)
+
+
+def test_statistics_of_images_sorted_by_class_are_those_of_mixed_batches():
+    """A folder's images are sorted by class; in batches of one class the spread between classes is lost."""
+    dark_then_bright = torch.cat([torch.full((1000, 1, 12, 12), value, dtype=torch.uint8) for value in (50, 200)])
+    images = images_as_trained(dark_then_bright, TrainingConfig(), seed=0)
+    network = recalibrate(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()), images, device=CPU)
+    assert network[0].running_var.item() == pytest.approx(normalize(dark_then_bright).var().item(), rel=0.02)
 
 
 def test_what_augmentation_makes_of_an_example_does_not_depend_on_the_batch_size():
