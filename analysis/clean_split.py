@@ -47,12 +47,18 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
     found = [spell_test(not_skipped(known), pair, "needed") for pair in tests]
     caption = (
         f"For {cell.title}: {FLIPS}. Clean examples are split by whether the model after epoch "
-        f"{' or '.join(map(str, epochs))}, before noise was memorized, predicted them as assigned. "
+        f"{' or '.join(map(str, epochs))} predicted them as assigned, as it did {_share_of_noisy(known)}. "
         f"{how_searched(rows)} {spread_over(source.seeds)} Units until the flip, the mean over the flipped: "
         f"{'; '.join([*(spell_flips(known, kind) for kind in kinds), *filter(None, found)])}."
     )
     heading = heading_of("Figure 5 a, clean examples split", search)
     return Drawn(_plot(title_of(cell.title, search), known), name, f"{heading}: {cell.title}", caption, source)
+
+
+def _share_of_noisy(rows: pl.DataFrame) -> str:
+    """Spell how much of the noise was memorized at the early epoch; if much, the split is none by memorization."""
+    right = rows.filter("is_noisy", pl.col("right_early").is_not_null())["right_early"].mean()
+    return "no noisy one that is known" if right is None else f"{right:.0%} of the noisy ones"
 
 
 def _split_kind() -> pl.Expr:

@@ -98,8 +98,11 @@ def perform_critical_units(task: Task, model: nn.Module, data: RunData, load_che
 
 
 def _kept_before(epoch: int | None, run: RunConfig) -> int | None:
-    """Return the newest kept epoch up to `epoch`, the run's last left out; None if none was asked for or kept."""
-    kept = [e for e in run.checkpoint_epochs[:-1] if epoch is not None and e <= epoch]
+    """Return the newest kept epoch up to `epoch`; None if none was asked for or kept.
+
+    The run's last is left out, and so is initialization, which is right by chance alone.
+    """
+    kept = [e for e in run.checkpoint_epochs[:-1] if epoch is not None and 0 < e <= epoch]
     return max(kept, default=None)
 
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from memlib.checkpoints import Checkpoint
 from memlib.config import DropoutConfig, ModelConfig
 from memlib.example_tied_dropout import ExampleTiedDropout, dropout_layers, set_mode, tie
 from memlib.experiments import RetrainingConfig
 from memlib.gradient_accounting import add_to_sums_, split_gradients, zero_sums
 from memlib.grouping import layer_groups
 from memlib.label_noise import flip_labels
-from memlib.layer_units import splits_of
+from memlib.layer_units import perform_retraining, plan_retraining
 from memlib.models import ResNet9, build_model
 from memlib.retraining import Retraining, retrain
 from memlib.runs import build_network, prepare_data
@@ -103,7 +104,7 @@ def test_evaluating_edits_no_activation_in_place():
         assert (activations == 1).all()
 
 
-def test_a_run_trains_with_example_tied_dropout(digits, small_run):
+def test_a_run_has_example_tied_dropout_where_its_settings_ask_for_it(digits, small_run):
     """In the released code no script did: the line that would was commented out."""
     config = replace(small_run, dropout=DropoutConfig(kind="example_tied", p_gen=0.3))
     assert len(dropout_layers(build_network(config, digits))) == 6
@@ -118,22 +119,30 @@ def test_no_tensor_of_the_vit_lies_in_two_groups_and_no_buffer_in_none():
         assert sorted(members) == sorted(model.state_dict())
 
 
-def test_retraining_on_clean_examples_never_touches_a_noisy_one(digits, small_run):
+def test_retraining_on_clean_examples_never_touches_a_noisy_one(digits, small_run, monkeypatch):
     """The released script passed the inverted mask, so it trained on the noisy examples."""
+    retrained = []
+
+    def remember(*given, **named):
+        retrained.append(retrain(*given, **named))
+        return retrained[-1]
+
+    monkeypatch.setattr("memlib.layer_units.retrain", remember)
     data = prepare_data(small_run, digits)
     noisy_positions = data.noisy_labels.is_noisy.nonzero().squeeze(1)
     spoiled = data.train.images.clone()
     spoiled[noisy_positions] = 255 - spoiled[noisy_positions]
     model = build_model(small_run.model, image_shape=digits.image_shape, num_classes=10, seed=0)
-    weights = []
-    for images in (data.train.images, spoiled):
-        changed = replace(data, train=replace(data.train, images=images))
-        splits = splits_of(changed, limit=None, seed=0)
-        how = Retraining(config=RetrainingConfig(epochs=1, batch_size=32))
-        weights.append(
-            retrain(model, model.state_dict(), ["conv3"], splits["clean"], splits, how=how).model.state_dict()
-        )
+    clean, noisy = plan_retraining(
+        small_run, RetrainingConfig(on=("clean", "noisy"), epochs=1, batch_size=8), ["conv3"]
+    )
+    for task in (clean, noisy):
+        for images in (data.train.images, spoiled):
+            changed = replace(data, train=replace(data.train, images=images))
+            perform_retraining(task, model, changed, lambda epoch: Checkpoint(model.state_dict(), {}))
+    weights = [found.model.state_dict() for found in retrained]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[2][name], weights[3][name]) for name in weights[2])
 
 
 def test_retraining_freezes_every_other_group_for_real(digits, small_run):

@@ -305,6 +305,12 @@ def test_the_report_counts_the_seeds_that_have_a_control_alone():
     )
 
 
+def test_more_seeds_on_the_same_test_images_do_not_make_their_sampling_error_smaller():
+    rows = [reported(0.2, 0.8, test=0.80, seed=seed) for seed in range(3)]
+    rows += [reported(None, 0.7, test=0.7, dropout="none", seed=seed) for seed in range(3)]
+    assert "+10.0 points (± 1.2, sampling of the test images; 3 seeds)" in "\n".join(report_lines(rows, "cifar10"))
+
+
 def test_the_report_of_an_unfinished_search_claims_nothing():
     trial = reported(0.2, 0.8, test=0.80)
     assert report_lines([], "digits")[-1] == "no trial was trained to the end yet: nothing to choose from."
