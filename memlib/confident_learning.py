@@ -53,6 +53,7 @@ def _import_cleanlab() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndar
         from cleanlab.rank import get_label_quality_scores  # noqa: PLC0415
     except ImportError as error:
         raise InputError(
-            f"confident learning needs the package cleanlab ({error}); install it with pip install 'memlib[cleanlab]'."
+            f"confident learning needs the package cleanlab ({error}); make environment installs it, and so does "
+            "pip install -e '.[cleanlab]' in a checkout of memlib."
         ) from error
     return get_label_quality_scores, find_label_issues

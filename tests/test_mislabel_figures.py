@@ -94,7 +94,7 @@ def test_without_cleanlab_the_other_methods_are_drawn_and_the_caption_says_how_t
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
     drawn = drawn_from(store)
     assert "Not drawn: confident learning needs the package cleanlab" in drawn.caption
-    assert "pip install 'memlib[cleanlab]'" in drawn.caption
+    assert "pip install -e '.[cleanlab]'" in drawn.caption
     assert "cleanlab" not in {row[0] for row in drawn.tables[0].rows}
 
 

@@ -266,7 +266,7 @@ def test_logits_are_not_taken_for_probabilities():
 
 def test_without_cleanlab_it_is_said_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
-    with pytest.raises(InputError, match=r"needs the package cleanlab .*pip install 'memlib\[cleanlab\]'"):
+    with pytest.raises(InputError, match=r"needs the package cleanlab .*pip install -e '\.\[cleanlab\]'"):
         memlib.find_mislabels_out_of_sample(probabilities=TWO, labels=np.array([0, 1]))
 
 
