@@ -39,16 +39,17 @@ _DODGE = 0.14  # of the distance between two groups, so that error bars stand si
 def draw_norms(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield Figure 1, one a cell: the gradient norms of C, N and C + N per layer group."""
     first, last = options.gradient_epochs
-    draw_cell = partial(_draw_norms, first=first, last=last)
+    draw_cell = partial(_draw_norms, first=first, last=last, runs=results.runs)
     return draw_each("figure1", results.gradients, results.cells, draw_cell, missing=results.missing("gradients"))
 
 
 def draw_cosines(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield Figure 2, one a cell: the cosine of C and N per layer group and epoch."""
-    return draw_each("figure2", results.gradients, results.cells, _draw_cosines, missing=results.missing("gradients"))
+    draw_cell = partial(_draw_cosines, runs=results.runs)
+    return draw_each("figure2", results.gradients, results.cells, draw_cell, missing=results.missing("gradients"))
 
 
-def _draw_norms(name: str, cell: Cell, rows: pl.DataFrame, *, first: int, last: int) -> Outcome:
+def _draw_norms(name: str, cell: Cell, rows: pl.DataFrame, *, first: int, last: int, runs: pl.DataFrame) -> Outcome:
     window = rows.filter(pl.col("epoch").is_between(first, last))
     if not _covers(rows, window, last - first + 1):
         ends = rows.group_by("run_id").agg(low=pl.col("epoch").min(), high=pl.col("epoch").max())
@@ -65,10 +66,16 @@ def _draw_norms(name: str, cell: Cell, rows: pl.DataFrame, *, first: int, last: 
     caption = (
         "Norms of the summed gradients of the clean examples (C), of the noisy ones (N) and of both (C + N), each "
         f"divided by the square root of the number of parameters, per layer group for {cell.title}, averaged over "
-        f"epochs {first} to {last}. {spread_over(source.seeds)} {_compare(norms)}"
+        f"epochs {first} to {last}. {_in_precision(rows, runs)} {spread_over(source.seeds)} {_compare(norms)}"
     )
     figure = _plot_norms(f"{cell.title}\nepochs {first} to {last}", norms)
     return Drawn(figure, name, f"Figure 1, gradient norms: {cell.title}", caption, source)
+
+
+def _in_precision(rows: pl.DataFrame, runs: pl.DataFrame) -> str:
+    """Name the precision of the gradients: that of the steps, unlike all else that is measured."""
+    found = runs.join(rows.select("run_id").unique(), on="run_id", how="semi")["precision"].unique().sort()
+    return f"The gradients are of training steps in {' and '.join(found)}."
 
 
 def _covers(rows: pl.DataFrame, window: pl.DataFrame, n_epochs: int) -> bool:
@@ -113,7 +120,7 @@ def _plot_norms(title: str, norms: dict[str, pl.DataFrame]) -> Figure:
     return figure
 
 
-def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
+def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame, *, runs: pl.DataFrame) -> Outcome:
     cosines = over_seeds(rows, by=[*GROUP, "epoch"], value="cosine")
     if cosines.is_empty():
         return Skipped(name, "every cosine in table gradients is null; set noise.fraction above 0 and train again")
@@ -123,7 +130,7 @@ def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
     caption = (
         "Cosine between the summed gradients of the clean (C) and of the noisy (N) examples, per layer group (rows, "
         f"the first layer on top) and epoch (columns) for {cell.title}; mean over {count(len(source.seeds), 'seed')}; "
-        f"grey where one of the two gradients is zero. Negative in {negative:.0f} % of the "
+        f"grey where one of the two gradients is zero. {_in_precision(rows, runs)} Negative in {negative:.0f} % of the "
         f"{count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in {lowest['group']}, "
         f"epoch {lowest['epoch']}."
     )

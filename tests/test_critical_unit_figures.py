@@ -321,7 +321,7 @@ def test_clean_examples_are_split_by_whether_an_early_epoch_was_right(store):
     (axes,) = drawn.figure.axes
     assert [share_at(axes, "clean (right early)", x) for x in (1, 2, 4)] == [1, 0.5, 0]
     assert [share_at(axes, "clean (wrong early)", x) for x in (0.8, 1, 1000)] == [1, 0.5, 0.5]
-    assert "the model after epoch 5 predicted them as assigned, as it did 33% of the noisy ones." in drawn.caption
+    assert "the model after epoch 5 predicted them as assigned, as it did 33 % of the noisy ones." in drawn.caption
     assert "clean (right early) median 3, mean 3.000 (2 examples, 0 not flipped" in drawn.caption
     assert "clean (wrong early) median not flipped, mean 1.000 (2 examples, 1 not flipped" in drawn.caption
     assert "clean (wrong early) above noisy: AUC 0.750" in drawn.caption  # 1 ties with both, never is above both

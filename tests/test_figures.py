@@ -128,6 +128,7 @@ def test_runs_without_noise_have_no_noisy_curve_and_no_cosine(store):
 def test_figure_1_draws_norms_over_root_parameters_averaged_over_the_epochs_asked_for(store):
     runs = [add_finished(store, make_config(seed=seed))[1] for seed in (0, 1)]
     (drawn,) = draw_all(gradients.draw_norms, store, Options(gradient_epochs=(3, 7)))
+    assert "The gradients are of training steps in float32." in drawn.caption
     (axes,) = drawn.figure.axes
     for container, kind in zip(axes.containers, ("clean", "noisy", "total"), strict=True):
         line, _, (bars,) = container
@@ -176,6 +177,7 @@ def test_figure_1_is_skipped_with_the_option_to_change_where_epochs_are_missing(
 def test_figure_2_draws_the_mean_cosine_with_the_first_group_on_top_and_null_as_missing(store):
     runs = [add_finished(store, make_config(seed=seed))[1] for seed in (0, 1)]
     (drawn,) = draw_all(gradients.draw_cosines, store)
+    assert "The gradients are of training steps in float32." in drawn.caption
     image = drawn.figure.axes[0].images[0]
     grid = image.get_array()
     assert grid.shape == (9, 30)
