@@ -57,7 +57,7 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
 
 def _share_of_noisy(rows: pl.DataFrame) -> str:
     """Spell how much of the noise was memorized at the early epoch; if much, the split is none by memorization."""
-    right = rows.filter("is_noisy", pl.col("right_early").is_not_null())["right_early"].mean()
+    right = rows.filter("is_noisy").select(pl.col("right_early").mean()).item()  # of those that are known
     return "no noisy one that is known" if right is None else f"{100 * right:.0f} % of the noisy ones"
 
 

@@ -51,3 +51,13 @@ def test_a_checkout_is_named_by_its_commit_and_a_copy_by_its_source(tmp_path):
 
     shutil.rmtree(tmp_path / ".git")
     assert asked(tmp_path) not in (copy, f"{version('memlib')}+{commit}")
+
+
+def test_the_package_is_found_where_a_process_starts_beside_its_checkout(tmp_path):
+    """A job's processes on a cluster start in the folder that holds the checkout, a folder called memlib."""
+    (tmp_path / "memlib").symlink_to(SOURCE.parent)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "import memlib, sweeps.equipment; print(memlib.__file__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).resolve() == SOURCE / "__init__.py"
