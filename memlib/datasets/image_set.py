@@ -14,8 +14,8 @@ from torch import Tensor
 class ImageSet:
     """The images of one split.
 
-    `ids` are the examples' positions in the source's own order of that split, whatever subset is
-    held here: they name an example in every result table.
+    `ids` are the examples' positions in the source's own order of that split (of the whole source where its test
+    split is held out of it), whatever subset is held here: they name an example in every result table.
     """
 
     images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]  # floating-point ones are a model's inputs as they are
