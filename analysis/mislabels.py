@@ -14,11 +14,12 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import count, mean_and_std, spread_over
+from analysis.captions import count, mean_and_std, of_fewer_runs, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.dropouts import TIED, config_of
 from analysis.load import Results
+from analysis.means import spread_of
 from analysis.style import REFERENCE, Stroke, house_style, new_figure, place_legend_below
 from analysis.tables import MISSING, Column, Table
 from memlib.errors import InputError
@@ -95,12 +96,13 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Out
     measures = found.measures
     source = source_of("examples", rows.select("run_id", "seed").join(measures, on="run_id", how="semi"))
     n_noisy, n = (int(measures[column].to_numpy().max()) for column in ("n_noisy", "n"))
+    fewer = of_fewer_runs(over_seeds(measures, by=["method"], value="auroc"), source.n_runs, by=["method"])
     caption = (
         f"For {cell.title}: how well the score of each method ranks the {n_noisy} examples with a wrong label "
         f"before the others of {n}: the probability that a noisy example scores above a clean one (AUROC; chance 0.5, "
         "dotted), average precision, and the share of noisy ones among as many top scores as there are (chance of "
         f"both: {n_noisy / n:.2g}, dotted). Flagged is what a method calls an issue by its own rule, knowing neither "
-        f"the wrong labels nor their number. {spread_over(source.seeds)}"
+        f"the wrong labels nor their number. {spread_over(source.seeds)}{fewer}"
         f"{'' if found.without is None else f' Not drawn: {found.without}'}"
     )
     figure, title = _plot(cell.title, measures, share=n_noisy / n), f"Label errors found: {cell.title}"
@@ -149,12 +151,11 @@ def _plot(title: str, measures: pl.DataFrame, *, share: float) -> Figure:
 def _plot_measure(
     axes: Axes, means: pl.DataFrame, methods: list[str], *, shift: float, stroke: Stroke, label: str
 ) -> None:
-    by_method = {row["method"]: row for row in means.rows(named=True)}
-    chosen = [by_method[method] for method in methods]
+    chosen = pl.DataFrame({"method": methods}).join(means, on="method", how="left", maintain_order="left")
     axes.errorbar(
-        [row["mean"] for row in chosen],
+        chosen["mean"].to_numpy(),
         np.arange(len(methods)) + shift,
-        xerr=[row["std"] or 0.0 for row in chosen],
+        xerr=spread_of(chosen),
         fmt=stroke.marker,
         color=stroke.colour,
         elinewidth=0.8,

@@ -15,7 +15,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import count, judged_on, mean_and_std, spread_over
+from analysis.captions import count, judged_on, mean_and_std, of_fewer_runs, spread_over
 from analysis.cells import GROUP, Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
@@ -81,10 +81,11 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, kind: str) -> Outcome:
         return Skipped(name, "table retraining has no finite accuracy of these runs; look at their losses")
     source, reset_epoch = source_of("retraining", rows), rows["reset_epoch"][0]
     state = "initialization" if reset_epoch == 0 else f"its parameters after epoch {reset_epoch}"
+    fewer = of_fewer_runs(curves, source.n_runs, by=["split", "epoch", "group"])
     caption = (
         f"Accuracy on clean, noisy and test examples while one layer group alone (a panel each, by depth), put back to "
         f"{state}, is trained anew on {kind} examples only, everything else frozen, for {cell.title}; epoch 0 is "
-        f"before retraining. {spread_over(source.seeds)} {_name_carried(carried)}{judged_on(rows, SPLITS)} "
+        f"before retraining. {spread_over(source.seeds)}{fewer} {_name_carried(carried)}{judged_on(rows, SPLITS)} "
         f"{_name_recovery(curves)}"
     )
     what = f"retrained on {kind} examples" + (f", from epoch {reset_epoch}" if reset_epoch else "")

@@ -11,7 +11,7 @@ from functools import partial
 import polars as pl
 from matplotlib.figure import Figure
 
-from analysis.captions import mean_and_std, spread_over
+from analysis.captions import kinds_of_fewer_runs, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, source_of
 from analysis.load import Results
@@ -82,7 +82,8 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, examples: p
         f"For {cell.title}: share of the removed units that are critical (were removed on the way to a flip) for more "
         "than that many examples, among equally many flipped clean and noisy examples of each run, "
         f"{', '.join(map(str, counted.unique().sort()))} of each kind, drawn in the order of a hash of their ids. "
-        f"{how_searched(cell.rows(examples).filter(search=search))} {spread_over(source.seeds)} "
+        f"{how_searched(cell.rows(examples).filter(search=search))} {spread_over(source.seeds)}"
+        f"{kinds_of_fewer_runs(chosen, source.n_runs)} "
         f"{' '.join(_spell(found.filter(kind=kind), kind) for kind in KINDS if kind in found['kind'])}"
         f"{_spell_both(chosen)}"
     )

@@ -202,6 +202,19 @@ def test_a_cosine_that_is_null_for_one_seed_is_the_mean_of_the_others(store):
     assert over_seeds(frame, by=["epoch"], value="cosine")["epoch"].to_list() == [e for e in range(1, 31) if e != 5]
 
 
+def test_curves_and_pairs_that_only_some_runs_have_are_named(store):
+    complete, rows = add_finished(store, make_config(seed=0), groups=("x", "y"))
+    add_finished(store, make_config(seed=1), groups=("x", "y"))
+    diverged = [{**row, "loss": math.nan if row["epoch"] > 20 else row["loss"]} for row in complete]
+    store.write("epochs", complete[0]["run_id"], table_from_rows("epochs", diverged))
+    still = [{**row, "cosine": None if row["epoch"] == 5 else row["cosine"]} for row in rows]
+    store.write("gradients", rows[0]["run_id"], table_from_rows("gradients", still))
+    (curves,) = draw_all(learning_curves.draw, store)
+    assert "Only from 1 of 2 runs: 30 of 186 points (curve loss; epoch 21 to 30). " in curves.caption
+    (cosines,) = draw_all(gradients.draw_cosines, store)
+    assert "Only from 1 of 2 runs: 2 of 59 points (epoch 5). " in cosines.caption
+
+
 def test_a_hundred_groups_do_not_crowd_the_axis(store):
     add_gradients(
         store, make_config(seed=0), groups=tuple(f"stages.{i // 50}.blocks.{i}.long_name" for i in range(100))
@@ -320,6 +333,7 @@ def test_mean_and_spread_equal_the_plain_ones_over_what_is_finite(rows):
     expected = {e: values for e, values in groups.items() if values}
     assert found["epoch"].to_list() == list(expected)
     for row, values in zip(found.iter_rows(named=True), expected.values(), strict=True):
+        assert row["n_runs"] == len(values)
         assert row["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
         spread = statistics.stdev(values) if len(values) > 1 else None
         assert row["std"] == (spread if spread is None else pytest.approx(spread, abs=1e-9))

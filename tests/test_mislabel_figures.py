@@ -80,6 +80,16 @@ def test_every_method_stands_at_the_mean_of_its_measures_over_seeds(store):
     assert (drawn.source.table, drawn.source.n_rows, drawn.source.seeds) == ("examples", 2 * 3 * N, (0, 1))
 
 
+def test_a_method_of_one_run_has_no_spread_and_the_caption_names_it(store):
+    for seed, folds in ((0, 2), (1, 0)):
+        add_examples(store, make_config(seed=seed), folds=folds)
+    drawn = drawn_from(store)
+    assert "over 2 seeds. Only from 1 of 2 runs: 1 of 6 points (method cleanlab)." in drawn.caption
+    (axes,) = drawn.figure.axes
+    for bars in axes.collections:
+        assert [len(bar) for bar in bars.get_segments()] == [2, 2, 2, 2, 2, 0]
+
+
 def test_a_run_without_dropout_and_folds_shows_the_baselines_alone(store):
     add_examples(store, make_config(seed=0), tied=False)
     drawn = drawn_from(store)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -508,7 +509,51 @@ def test_a_group_that_only_one_of_the_seeds_has_is_drawn_with_what_is_there(stor
         add_finished(store, make_config(seed=seed))
         add_rewinding(store, make_config(seed=seed), groups)
         add_retraining(store, make_config(seed=seed), groups)
+    points = {rewinding.draw: "6 of 18", criticality.draw: "2 of 6", retraining.draw: r"\d+ of \d+"}
+    for function, few in points.items():
+        (drawn,) = draw_all(function, store)
+        drawn.figure.draw_without_rendering()
+        for axes in drawn.figure.axes:
+            assert not any(math.isnan(y) for curve in drawn_curves(axes).values() for y in curve)
+        assert re.search(rf"over 2 seeds\. Only from 1 of 2 runs: {few} points \(group c\)\. ", drawn.caption)
+
+
+def test_a_point_of_one_seed_has_no_spread_which_is_not_a_spread_of_zero(store):
+    for seed, groups in ((0, ("a", "b", "c", "a+b", "a+c")), (1, ("a", "b", "a+b"))):
+        add_finished(store, make_config(seed=seed))
+        add_rewinding(store, make_config(seed=seed), groups, epochs=(0,))
+        add_retraining(store, make_config(seed=seed), [group for group in groups if "+" not in group])
+    figures = (rewinding.draw, criticality.draw, rewinding_sets.draw, retraining.draw)
+    (figure3,), (drops,), (sets,), (figure4,) = (draw_all(function, store) for function in figures)
+    for axes in figure3.figure.axes:
+        (band,) = axes.collections
+        assert {x for path in band.get_paths() for x in path.vertices[:, 0]} == {0, 1}
+    for axes, n_both in ((drops.figure.axes[0], 2), (sets.figure.axes[0], 1)):
+        for bars in axes.collections:
+            assert [len(bar) for bar in bars.get_segments()] == [2] * n_both + [0]
+    assert [len(axes.collections) for axes in figure4.figure.axes] == [3, 3, 0]
+
+
+def test_points_of_fewer_runs_are_named_by_what_they_have_in_common(store):
+    for seed, epochs in ((0, (0, 2, 4)), (1, (0, 2)), (2, (0,))):
+        add_finished(store, make_config(seed=seed))
+        add_rewinding(store, make_config(seed=seed), ("a", "b"), epochs=epochs)
+    (drawn,) = draw_all(rewinding.draw, store)
+    assert "Only from 1 to 2 of 3 runs: 12 of 18 points (rewind epoch 2, 4). " in drawn.caption
+
+
+def test_points_of_fewer_runs_are_named_by_model(store):
+    for seed, groups in ((0, ("a", "b", "c", "d")), (1, ("a",))):
+        for model in ("resnet9", "vit"):
+            add_finished(store, make_config(seed=seed, model=model))
+            add_rewinding(store, make_config(seed=seed, model=model), groups if model == "vit" else ("a",), epochs=(0,))
+    (drawn,) = draw_all(rewinding.draw, store)
+    assert "over 2 seeds. Only from 1 of 2 runs: 9 of 12 points of vit (group b to d). " in drawn.caption
+
+
+def test_where_every_point_is_of_every_run_the_caption_says_no_more(store):
+    for seed in (0, 1):
+        add_everything(store, make_config(seed=seed))
     for function in (rewinding.draw, criticality.draw, retraining.draw):
         (drawn,) = draw_all(function, store)
-        for axes in drawn.figure.axes:
-            assert not any(math.isnan(y) for line in axes.lines for y in line.get_ydata())
+        assert "Only from" not in drawn.caption
