@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-_MOST_NAMED = 4
+_MOST_NAMED = 4  # values of one column
 
 
 def count(number: int, noun: str) -> str:

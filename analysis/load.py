@@ -59,6 +59,12 @@ class Results:
         return found.filter(status="failed").join(facts, on="run_id")
 
     @cached_property
+    def units(self) -> pl.DataFrame:
+        """The units of experiments: unit_id, experiment, settings (JSON), code_version and device."""
+        columns = ("unit_id", "experiment", "settings", "code_version", "device")
+        return self.collect(self._rows("units").select(columns))
+
+    @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The groups of finished runs that may be averaged."""
         return find_cells(self.runs)

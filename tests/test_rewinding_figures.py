@@ -16,6 +16,7 @@ from analysis_rows import (
     add_retraining,
     add_rewinding,
     add_run,
+    add_unit,
     make_config,
     retraining_rows,
     rewinding_rows,
@@ -489,6 +490,50 @@ def test_retrainings_with_different_settings_are_never_averaged(store):
     (skipped,) = outcomes(retraining.draw, store)
     assert isinstance(skipped, Skipped)
     assert "some groups were retrained several times, with different settings" in skipped.reason
+
+
+def retrain_with(store: ResultStore, *settings: dict[str, object], seed: int, n: int = 100, **about: object) -> None:
+    """Write a retraining of groups "a" and "b", a unit each, with the settings of its unit that are no defaults."""
+    config = make_config(seed=seed)
+    add_finished(store, config)
+    for index, (group, chosen) in enumerate(zip("ab", settings, strict=True)):
+        rows = [retrained(config, epoch, 0.5, group=group, group_index=index, n=n) for epoch in (0, 1)]
+        unit = f"{seed}-{group}-{n}"
+        write(store, "retraining", rows, unit)
+        add_unit(store, unit, config.run_id, "retraining", group=group, trained_on="clean", **about, **chosen)
+
+
+def test_seeds_that_were_retrained_with_different_settings_are_never_averaged(store):
+    retrain_with(store, {"epochs": 10, "peak_lr": 0.1}, {"epochs": 10, "peak_lr": 0.1}, seed=0)
+    retrain_with(store, {}, {}, seed=1)
+    (skipped,) = outcomes(retraining.draw, store)
+    assert skipped == Skipped(
+        "figure4-digits-resnet9",
+        "its groups were retrained with different settings (epochs=10, peak_lr=0.1 / the defaults), which must not be "
+        "averaged; draw from a results folder with one retraining of each group",
+    )
+
+
+def test_groups_of_one_run_that_were_retrained_with_different_settings_are_not_shown_side_by_side(store):
+    retrain_with(store, {"epochs": 10}, {"epochs": 20, "patience": 9}, seed=0)
+    (skipped,) = outcomes(retraining.draw, store)
+    assert isinstance(skipped, Skipped)
+    assert "with different settings (epochs=10 / epochs=20, patience=9)" in skipped.reason
+
+
+def test_retrainings_that_differ_in_what_they_are_about_and_in_the_limit_alone_are_averaged(store):
+    for seed, limit in ((0, 50), (1, 100)):
+        retrain_with(store, {"epochs": 10}, {"epochs": 10}, seed=seed, n=limit, limit=limit)
+    (drawn,) = draw_all(retraining.draw, store)
+    assert drawn.source.seeds == (0, 1)
+    assert "Judged on 50 to 100 clean examples." in drawn.caption
+
+
+def test_settings_of_retrainings_that_are_not_drawn_do_not_matter(store):
+    retrain_with(store, {"epochs": 10}, {"epochs": 10}, seed=0)
+    retrain_with(store, {"epochs": 20}, {"epochs": 20}, seed=0, n=50, limit=50)
+    (drawn,) = draw_all(retraining.draw, store)
+    assert drawn.source.n_rows == 4
 
 
 @pytest.mark.parametrize("n_groups", [1, 2, 5, 13, 50])
