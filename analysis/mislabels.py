@@ -7,7 +7,7 @@ evidence they judge: docs/mislabels.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -132,6 +132,7 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Out
         return Skipped(name, "its runs have no wrong labels to find; set noise.fraction above 0 and train again")
     measures = found.measures
     source = source_of("examples", rows.select("run_id", "seed").join(measures, on="run_id", how="semi"))
+    source = replace(source, units=_units_behind(measures, results, cell))
     n_noisy, n = (int(measures[column].to_numpy().max()) for column in ("n_noisy", "n"))
     fewer = of_fewer_runs(over_seeds(measures, by=["method"], value="auroc"), source.n_runs, by=["method"])
     caption = (
@@ -145,6 +146,15 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, results: Results) -> Out
     )
     figure, title = _plot(cell.title, measures, share=n_noisy / n), f"Label errors found: {cell.title}"
     return Drawn(figure, name, title, caption, source, (_table(measures, title, caption),))
+
+
+def _units_behind(measures: pl.DataFrame, results: Results, cell: Cell) -> tuple[str, ...]:
+    """Return the units of cross-validation that the measures come from."""
+    by_folds = measures.drop_nulls(_KIND)
+    if by_folds.is_empty():
+        return ()
+    units = results.collect(results.scan("cross_validation", cell).select("unit_id", "run_id", *_KIND).unique())
+    return tuple(units.join(by_folds, on=["run_id", *_KIND], how="semi")["unit_id"].unique().sort())
 
 
 def _name_folds(measures: pl.DataFrame) -> str:

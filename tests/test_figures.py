@@ -21,6 +21,7 @@ from analysis_rows import (
     add_forgotten,
     add_gradients,
     add_run,
+    add_unit,
     make_config,
     make_dropout_config,
 )
@@ -544,6 +545,39 @@ def test_runs_that_differ_in_precision_or_code_are_averaged_only_with_a_word_abo
     draw_figures(load_tables(store), tmp_path, only=["learning_curves"])
     index = (tmp_path / "index.md").read_text()
     assert "2 seeds (0, 1). The runs differ in precision (bfloat16, float32). [PDF]" in index
+
+
+EXPERIMENT_FIGURES = ["figure3", "criticality", "rewinding_sets", "figure4", "figure5", "shared_units"]
+
+
+def index_of_two_seeds(store: ResultStore, folder: Path, *made: dict[str, str]) -> str:
+    """Return the index of figures of experiments whose units of the first and second seed were made so."""
+    for seed, how in enumerate(made):
+        config = make_config(seed=seed)
+        add_everything(store, config, groups=("stem", "head", "stem+head"))
+        for experiment in ("rewinding", "retraining", "critical_units"):
+            rows = store.read(experiment).filter(pc.field("run_id") == config.run_id)
+            for unit in rows["unit_id"].unique().to_pylist():
+                add_unit(store, unit, config.run_id, experiment, **how)
+    draw_figures(load_tables(store), folder, only=EXPERIMENT_FIGURES)
+    return (folder / "index.md").read_text()
+
+
+def test_units_made_by_other_code_or_on_another_device_are_averaged_only_with_a_word_about_it(store, tmp_path):
+    made = {"code": "0.1+aaa", "device": "cpu: x86_64"}, {"code": "0.1+bbb", "device": "cuda: NVIDIA H200"}
+    index = index_of_two_seeds(store, tmp_path, *made)
+    told = (
+        "2 seeds (0, 1). The units of work differ in code (0.1+aaa, 0.1+bbb) and device (cpu: x86_64, cuda: NVIDIA "
+        "H200). [PDF]"
+    )
+    assert index.count(told) == len(EXPERIMENT_FIGURES)
+
+
+def test_units_made_alike_are_averaged_without_a_word_whatever_made_those_of_other_figures(store, tmp_path):
+    add_unit(store, "another", make_config(seed=0).run_id, "retraining", code="0.1+ccc")
+    index = index_of_two_seeds(store, tmp_path, {"code": "0.1+bbb"}, {"code": "0.1+bbb"})
+    assert index.count("[PDF]") == len(EXPERIMENT_FIGURES)
+    assert "differ in" not in index
 
 
 def test_a_name_with_dollars_is_no_formula():

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from analysis_rows import add_run, make_config
+from analysis_rows import add_run, add_unit, make_config
 
 from analysis.drawn import Drawn, Options, Skipped
+from analysis.figures import draw_figures
 from analysis.load import load_tables
 from analysis.mislabels import MEASURES, draw
 from memlib.config import RunConfig
@@ -120,6 +121,15 @@ def test_the_caption_names_the_folds_that_cleanlab_judges_by_and_means_are_over_
     drawn = drawn_from(store)
     assert "Cleanlab judges by cross-validation (2 folds, 30 epochs). Mean" in drawn.caption
     assert drawn.figure.axes[0].containers[0][0].get_xdata()[-1] == pytest.approx(sum(expected) / 2)
+
+
+def test_folds_that_were_trained_by_other_code_are_told_in_the_index(store, tmp_path):
+    for seed, code in ((0, "1"), (1, "2")):
+        config = make_config(seed=seed)
+        add_examples(store, config, folds=2)
+        add_unit(store, f"{config.run_id}-2-30", config.run_id, "cross_validation", code=code)
+    draw_figures(load_tables(store), tmp_path, only=["mislabels"])
+    assert "2 seeds (0, 1). The units of work differ in code (1, 2). [PDF]" in (tmp_path / "index.md").read_text()
 
 
 def test_cleanlab_is_left_out_where_no_cross_validation_is_the_same_in_all_runs(store):
