@@ -94,13 +94,13 @@ def find_comparisons(cells: Sequence[Cell]) -> tuple[Comparison, ...]:
 
 
 def over_seeds(rows: pl.DataFrame, *, by: Sequence[str], value: str) -> pl.DataFrame:
-    """Return columns `by`, mean and std (sample standard deviation, null for one run), sorted by `by`.
+    """Return columns `by`, mean, std (sample standard deviation, null for one run) and n_runs, sorted by `by`.
 
-    Missing and non-finite values are left out.
+    rows: one a run and `by`; missing and non-finite values are left out, and not counted.
     """
     finite = rows.filter(pl.col(value).is_finite())
     grouped = finite.group_by(by, maintain_order=True)
-    return grouped.agg(mean=pl.col(value).mean(), std=pl.col(value).std()).sort(by)
+    return grouped.agg(mean=pl.col(value).mean(), std=pl.col(value).std(), n_runs=pl.len()).sort(by)
 
 
 def unique_stems(keys: Sequence[Sequence[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import polars as pl
 from matplotlib.figure import Figure
 
-from analysis.captions import spread_over
+from analysis.captions import kinds_of_fewer_runs, spread_over
 from analysis.cells import Cell
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.flips import FLIPS, none_flipped, plot_flips, spell_flips
@@ -48,7 +48,8 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str) -> Outcome:
     caption = (
         f"For {cell.title}: {FLIPS}. Clean examples are split by whether the model after epoch "
         f"{' or '.join(map(str, epochs))} predicted them as assigned, as it did {_share_of_noisy(known)}. "
-        f"{how_searched(rows)} {spread_over(source.seeds)} Units until the flip, the mean over the flipped: "
+        f"{how_searched(rows)} {spread_over(source.seeds)}"
+        f"{kinds_of_fewer_runs(not_skipped(known), source.n_runs)} Units until the flip, the mean over the flipped: "
         f"{'; '.join([*(spell_flips(known, kind) for kind in kinds), *filter(None, found)])}."
     )
     heading = heading_of("Figure 5 a, clean examples split", search)

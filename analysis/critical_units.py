@@ -14,7 +14,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import judged_on, mean_and_std, spread_over
+from analysis.captions import judged_on, kinds_of_fewer_runs, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.flips import FLIPS, none_flipped, plot_flips, spell_flips, spell_mean
@@ -57,7 +57,7 @@ def draw(results: Results, options: Options) -> Iterator[Outcome]:
 
 
 def layer_shares(removed: pl.DataFrame) -> pl.DataFrame:
-    """Return columns kind, layer_index, layer, mean and std over runs: each layer's share of a kind's removed units.
+    """Return each layer's share of a kind's removed units: kind, layer_index, layer; mean, std and n_runs over runs.
 
     A layer from which a run removed none has share 0 there. Kind "all units" is the layer's share of all units.
     """
@@ -67,8 +67,9 @@ def layer_shares(removed: pl.DataFrame) -> pl.DataFrame:
     counts = every.join(counts, on=["run_id", "kind", *_LAYER], how="left").with_columns(pl.col("n").fill_null(0))
     shares = counts.with_columns(share=pl.col("n") / pl.col("n").sum().over("run_id", "kind"))
     total = pl.col("n_units") / pl.col("n_units").sum()
-    units = layers.select(pl.lit("all units").alias("kind"), *_LAYER, mean=total, std=pl.lit(None, pl.Float64))
-    return pl.concat([over_seeds(shares, by=["kind", *_LAYER], value="share"), units]).sort("kind", *_LAYER)
+    units = layers.select(pl.lit("all units").alias("kind"), *_LAYER, mean=total)
+    found = over_seeds(shares, by=["kind", *_LAYER], value="share")
+    return pl.concat([found, units], how="diagonal").sort("kind", *_LAYER)
 
 
 def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, removed: pl.DataFrame) -> Outcome:
@@ -80,7 +81,9 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, removed: pl
         f"(a) For {cell.title}: {FLIPS}. (b) Share of the flipped examples whose flip costs more training accuracy "
         f"than that (before minus after). {_judged(flipped)} (c) Share of the flipped examples' removed units that "
         "lie in each layer, beside its share of all units of the layers shown. "
-        f"{how_searched(rows)} {spread_over(source.seeds)} "
+        f"{how_searched(rows)} {spread_over(source.seeds)}"
+        f"{kinds_of_fewer_runs(not_skipped(rows), source.n_runs, what='curves of (a)')}"
+        f"{kinds_of_fewer_runs(flipped, source.n_runs, what='curves of (b) and of (c)')} "
         f"Units until the flip, the mean over the flipped: {_spell_units(rows)}. Drop in training accuracy: "
         f"{_spell_drops(flipped)}. {_spell_layers(shares)}"
     )

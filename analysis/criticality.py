@@ -16,6 +16,7 @@ from analysis.captions import count, judged_on, mean_and_std, spread_over_seeds_
 from analysis.cells import GROUP, Comparison, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.load import Results
+from analysis.means import spread_of
 from analysis.rewound import (
     draw_each_batchnorm,
     final_accuracies,
@@ -67,9 +68,10 @@ def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: s
     models = {model: drops.filter(model=model) for model in comparison.models if model in drops["model"]}
     correlations = {model: _correlate(drop) for model, drop in models.items()}
     found = " ".join(_name_critical(model, models[model], correlations[model]) for model in models)
+    spread = spread_over_seeds_of(rows, drops, by=["split", "group"])
     caption = (
         "Drop in accuracy on clean and on noisy examples when one layer group of the final model (x axis, by depth) is "
-        f"put back to its parameters at initialization; {statistics_of(batchnorm)}. {spread_over_seeds_of(rows)} "
+        f"put back to its parameters at initialization; {statistics_of(batchnorm)}. {spread} "
         f"{judged_on(rows, _KINDS)} The final model's accuracy is on all. "
         f"ρ is Spearman's rank correlation over the groups. {found}"
     )
@@ -138,7 +140,7 @@ def _plot_drops(axes: Axes, drops: pl.DataFrame, *, width: float) -> None:
             chosen["place"].to_numpy() + side * _BAR,
             chosen["mean"].to_numpy(),
             width=_BAR,
-            yerr=chosen["std"].fill_null(0).to_numpy() if chosen["std"].is_not_null().any() else None,
+            yerr=spread_of(chosen),
             color=STROKES[kind].colour,
             hatch="////" if kind == "noisy" else None,
             edgecolor="white",

@@ -33,13 +33,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """The rows behind a figure, of these runs; beside: further runs that they are compared with."""
+    """The rows behind a figure, of these runs.
+
+    beside: further runs that they are compared with.
+    units: the units of experiments that wrote the rows; none where the runs themselves did.
+    """
 
     table: str
     n_rows: int
     run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
     beside: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
     @property
     def n_runs(self) -> int:
@@ -73,9 +78,10 @@ Part = TypeVar("Part", bound=Cell | Comparison)
 
 
 def source_of(table: str, rows: pl.DataFrame) -> Source:
-    """Return which rows of `table` a figure shows."""
+    """Return which rows of `table` a figure shows, and of which units of work where they have a `unit_id`."""
     run_ids, seeds = (tuple(rows[name].unique().cast(dtype).sort()) for name, dtype in _OF_SOURCE.items())
-    return Source(table, rows.height, run_ids, seeds)
+    units = tuple(rows["unit_id"].unique().sort()) if "unit_id" in rows.columns else ()
+    return Source(table, rows.height, run_ids, seeds, units=units)
 
 
 def draw_each(

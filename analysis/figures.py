@@ -200,7 +200,7 @@ def _finish(name: str, *, results: Results, folder: Path, options: Options) -> F
                 continue
             paths += save(outcome.figure, folder, outcome.name)
             paths += save_tables(outcome.tables, folder, outcome.name)
-            sections.append(describe(outcome, results.runs))
+            sections.append(describe(outcome, results))
     return Finished(tuple(paths), tuple(sections), tuple(skipped))
 
 

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import count, spread_over
+from analysis.captions import count, of_fewer_runs, spread_over
 from analysis.cells import GROUP, Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
@@ -66,7 +66,8 @@ def _draw_norms(name: str, cell: Cell, rows: pl.DataFrame, *, first: int, last: 
     caption = (
         "Norms of the summed gradients of the clean examples (C), of the noisy ones (N) and of both (C + N), each "
         f"divided by the square root of the number of parameters, per layer group for {cell.title}, averaged over "
-        f"epochs {first} to {last}. {_in_precision(rows, runs)} {spread_over(source.seeds)} {_compare(norms)}"
+        f"epochs {first} to {last}. {_in_precision(rows, runs)} {spread_over(source.seeds)}"
+        f"{of_fewer_runs(pl.concat(norms.values()), source.n_runs, by=['group'])} {_compare(norms)}"
     )
     figure = _plot_norms(f"{cell.title}\nepochs {first} to {last}", norms)
     return Drawn(figure, name, f"Figure 1, gradient norms: {cell.title}", caption, source)
@@ -127,11 +128,12 @@ def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame, *, runs: pl.DataFra
     source = source_of("gradients", rows)
     negative = 100 * (cosines["mean"] < 0).sum() / cosines.height
     lowest = cosines.sort("mean", maintain_order=True).row(0, named=True)
+    fewer = of_fewer_runs(cosines, source.n_runs, by=["group", "epoch"])
     caption = (
         "Cosine between the summed gradients of the clean (C) and of the noisy (N) examples, per layer group (rows, "
         f"the first layer on top) and epoch (columns) for {cell.title}; mean over {count(len(source.seeds), 'seed')}; "
-        f"grey where one of the two gradients is zero. {_in_precision(rows, runs)} Negative in {negative:.0f} % of the "
-        f"{count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in {lowest['group']}, "
+        f"grey where one of the two gradients is zero. {_in_precision(rows, runs)}{fewer} Negative in {negative:.0f} % "
+        f"of the {count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in {lowest['group']}, "
         f"epoch {lowest['epoch']}."
     )
     figure = _plot_cosines(cell.title, rows.select(GROUP).unique().sort(GROUP), rows["epoch"].unique(), cosines)

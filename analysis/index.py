@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ INDEX = "index.md"
 _MARK = "<!-- Written by analysis/figures.py; the next call writes it anew. -->"
 _ENDINGS = ("png", "pdf", "md", "tex")
 _RUN = ("dataset", "model", "setting", "seed")
-_UNLIKE = {"precision": "precision", "code": "code_version"}  # in words, and its column in table `runs`
+# In words, and the column of table `runs`, and of table `units`.
+_UNLIKE_RUNS = {"precision": "precision", "code": "code_version"}
+_UNLIKE_UNITS = {"code": "code_version", "device": "device"}
 _PICTURE = re.compile(r"^!\[[^]]*\]\(([A-Za-z0-9.=+_-]+)\.png\)$", re.MULTILINE)
 
 
@@ -31,8 +33,8 @@ class Section:
     text: str
 
 
-def describe(drawn: Drawn, runs: pl.DataFrame) -> Section:
-    """Return the index section of a drawn figure; `runs` has the finished runs, as `Results.runs`."""
+def describe(drawn: Drawn, results: Results) -> Section:
+    """Return the index section of a figure drawn from the results."""
     source, name = drawn.source, drawn.name
     seeds = ", ".join(str(seed) for seed in source.seeds)
     tables = "".join(f"{to_markdown(table, with_caption=False)}\n" for table in drawn.tables)
@@ -40,18 +42,27 @@ def describe(drawn: Drawn, runs: pl.DataFrame) -> Section:
     text = (
         f"## {drawn.title}\n\n![{name}]({name}.png)\n\n{drawn.caption}\n\n{tables}"
         f"Data: {count(source.n_rows, 'row')} of table `{source.table}` from {count(source.n_runs, 'run')}; "
-        f"{count(len(source.seeds), 'seed')} ({seeds}). {_tell_unlike(drawn, runs)}{_tell_shared(drawn, runs)}{files}\n"
+        f"{count(len(source.seeds), 'seed')} ({seeds}). {_tell_unlike(drawn, results)}"
+        f"{_tell_shared(drawn, results.runs)}{files}\n"
     )
     return Section(name, text)
 
 
-def _tell_unlike(drawn: Drawn, runs: pl.DataFrame) -> str:
-    """Say in what the runs of a figure differ that is no setting of theirs, and moves numbers all the same."""
-    wanted = [*drawn.source.run_ids, *drawn.source.beside]
-    chosen = runs.filter(pl.col("run_id").is_in(wanted))
-    values = {name: chosen[column].drop_nulls().unique().sort().to_list() for name, column in _UNLIKE.items()}
+def _tell_unlike(drawn: Drawn, results: Results) -> str:
+    """Say in what a figure's runs and units differ that is no setting of theirs, and moves numbers all the same."""
+    source = drawn.source
+    runs = results.runs.filter(pl.col("run_id").is_in([*source.run_ids, *source.beside]))
+    told = _spell_unlike("runs", runs, _UNLIKE_RUNS)
+    if source.units:  # else table `units` need not be read
+        units = results.units.filter(pl.col("unit_id").is_in(source.units))
+        told += _spell_unlike("units of work", units, _UNLIKE_UNITS)
+    return told
+
+
+def _spell_unlike(who: str, rows: pl.DataFrame, columns: Mapping[str, str]) -> str:
+    values = {name: rows[column].drop_nulls().unique().sort().to_list() for name, column in columns.items()}
     unlike = [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
-    return f"The runs differ in {' and '.join(unlike)}. " if unlike else ""
+    return f"The {who} differ in {' and '.join(unlike)}. " if unlike else ""
 
 
 def _tell_shared(drawn: Drawn, runs: pl.DataFrame) -> str:

@@ -13,7 +13,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import mean_and_std, spread_over
+from analysis.captions import mean_and_std, of_fewer_runs, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
@@ -35,8 +35,10 @@ def _draw_cell(name: str, cell: Cell, rows: pl.DataFrame) -> Outcome:
     if accuracy.is_empty() or loss.is_empty():
         return Skipped(name, "table epochs has no finite accuracy or loss of these runs; look at their losses")
     source = source_of("epochs", rows)
+    points = pl.concat(part.with_columns(curve=pl.lit(name)) for name, part in (("accuracy", accuracy), ("loss", loss)))
+    fewer = of_fewer_runs(points, source.n_runs, by=["curve", "split", "epoch"])
     caption = f"Accuracy (top) and loss (bottom) after each epoch, 0 being before training, for {cell.title}. "
-    caption += f"{spread_over(source.seeds)} {_name_memorization(accuracy)} {_name_final(accuracy)}"
+    caption += f"{spread_over(source.seeds)}{fewer} {_name_memorization(accuracy)} {_name_final(accuracy)}"
     return Drawn(_plot(cell.title, accuracy, loss), name, f"Learning curves: {cell.title}", caption, source)
 
 

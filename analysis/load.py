@@ -19,8 +19,8 @@ from memlib.results import ResultStore
 _COMMAND = "python sweeps/full_paper.py"
 _DEFAULT_RESULTS = "results"
 _EXPERIMENTS = (*(field.name for field in fields(ExperimentsConfig)), "dropout_search")  # each has a table of its name
-# In these a run may have rows of several units of work on the same layer group or example.
-_SEVERAL_UNITS = ("retraining", "critical_units", "removed_units")
+# In these a run has rows of several units of work, made by whatever code and device there was then.
+_SEVERAL_UNITS = ("rewinding", "retraining", "critical_units", "removed_units")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Results:
     which its examples were drawn.
     failed: the runs that failed, likewise, each with its error.
     Every other table holds the rows of finished runs, with their dataset, model, seed and setting; `unit_id` is
-    kept only where a run may have rows of several units on the same subject.
+    kept only where a run has rows of several units.
     """
 
     store: ResultStore
@@ -57,6 +57,12 @@ class Results:
         found = pl.DataFrame(rows, schema=self._rows("units").collect_schema())
         facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
         return found.filter(status="failed").join(facts, on="run_id")
+
+    @cached_property
+    def units(self) -> pl.DataFrame:
+        """The units of experiments: unit_id, experiment, settings (JSON), code_version and device."""
+        columns = ("unit_id", "experiment", "settings", "code_version", "device")
+        return self.collect(self._rows("units").select(columns))
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -132,7 +138,7 @@ class Results:
     @cached_property
     def trials(self) -> pl.DataFrame:
         """The trials of searches over dropout settings, which are no runs."""
-        return self.collect(self._rows("dropout_search").drop("unit_id"))
+        return self.collect(self._rows("dropout_search"))
 
     def _rows(self, name: str) -> pl.LazyFrame:
         if name not in self._scans:

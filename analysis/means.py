@@ -11,8 +11,13 @@ from analysis.style import Stroke
 SPLITS = ("clean", "noisy", "test")
 
 
+def spread_of(means: pl.DataFrame) -> np.ndarray | None:
+    """Return column `std`, NaN (which is not drawn) where one run alone has the point; None if no point has any."""
+    return means["std"].to_numpy() if means["std"].is_not_null().any() else None
+
+
 def plot_mean(axes: Axes, curve: pl.DataFrame, *, x: str, stroke: Stroke, label: str, marked: bool = False) -> None:
-    """Draw column `mean` against column `x` as a line, one `std` up and down as a band, if any.
+    """Draw column `mean` against column `x` as a line, `spread_of` it up and down as a band, if any.
 
     marked: the points are shown too.
     """
@@ -28,17 +33,16 @@ def plot_mean(axes: Axes, curve: pl.DataFrame, *, x: str, stroke: Stroke, label:
         linewidth=stroke.width,
         label=label,
     )
-    if curve["std"].is_not_null().any():
-        std = curve["std"].fill_null(0).to_numpy()
+    if (std := spread_of(curve)) is not None:
         axes.fill_between(places, mean - std, mean + std, color=stroke.colour, alpha=0.2, linewidth=0)
 
 
 def plot_means(axes: Axes, places: np.ndarray, rows: pl.DataFrame, stroke: Stroke, *, label: str) -> None:
-    """Draw column `mean` as markers joined by a line, one `std` up and down as error bars, if any."""
+    """Draw column `mean` as markers joined by a line, `spread_of` it up and down as error bars, if any."""
     axes.errorbar(
         places,
         rows["mean"].to_numpy(),
-        yerr=rows["std"].fill_null(0).to_numpy() if rows["std"].is_not_null().any() else None,
+        yerr=spread_of(rows),
         fmt=stroke.marker + stroke.line,
         color=stroke.colour,
         linewidth=stroke.width,

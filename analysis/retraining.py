@@ -6,6 +6,7 @@ Deviations: test examples, the spread over seeds, and the control (trained on no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.captions import count, judged_on, mean_and_std, spread_over
+from analysis.captions import count, judged_on, mean_and_std, of_fewer_runs, spread_over
 from analysis.cells import GROUP, Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, draw_each, source_of
 from analysis.load import Results
@@ -34,6 +35,7 @@ from analysis.style import (
 
 _CURVE = ["run_id", "seed", *GROUP, "split"]
 _STROKES = {**STROKES, "test": replace(STROKES["test"], width=0.6)}
+_NOT_SETTINGS = ("group", "trained_on", "limit")  # of training: `judged_on` tells the limit
 _LONGEST_TITLE = 16  # characters
 _MOST_PANELS = 12  # at column width, three side by side; more of them fill the page's width, six side by side
 
@@ -64,6 +66,8 @@ def carry_forward(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _draw_each(name: str, kind: str, results: Results, *, missing: str | None) -> Iterator[Outcome]:
     rows = results.table("retraining").filter(trained_on=kind)
+    if not rows.is_empty():
+        rows = rows.join(_settings_of_units(results), on="unit_id", how="left", maintain_order="left")
     return draw_each(name, rows, results.cells, partial(_draw, kind=kind), missing=missing)
 
 
@@ -75,21 +79,42 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, kind: str) -> Outcome:
             "some groups were retrained several times, with different settings, which must not be averaged; "
             "draw from a results folder with one retraining of each group",
         )
+    settings = rows["settings"].drop_nulls().unique().sort()
+    if len(settings) > 1:
+        return Skipped(
+            name,
+            f"its groups were retrained with different settings ({' / '.join(settings)}), which must not be averaged; "
+            "draw from a results folder with one retraining of each group",
+        )
     carried = carry_forward(rows)
     curves = over_seeds(carried, by=[*GROUP, "split", "epoch"], value="accuracy")
     if curves.is_empty():
         return Skipped(name, "table retraining has no finite accuracy of these runs; look at their losses")
     source, reset_epoch = source_of("retraining", rows), rows["reset_epoch"][0]
     state = "initialization" if reset_epoch == 0 else f"its parameters after epoch {reset_epoch}"
+    fewer = of_fewer_runs(curves, source.n_runs, by=["split", "epoch", "group"])
     caption = (
         f"Accuracy on clean, noisy and test examples while one layer group alone (a panel each, by depth), put back to "
         f"{state}, is trained anew on {kind} examples only, everything else frozen, for {cell.title}; epoch 0 is "
-        f"before retraining. {spread_over(source.seeds)} {_name_carried(carried)}{judged_on(rows, SPLITS)} "
+        f"before retraining. {spread_over(source.seeds)}{fewer} {_name_carried(carried)}{judged_on(rows, SPLITS)} "
         f"{_name_recovery(curves)}"
     )
     what = f"retrained on {kind} examples" + (f", from epoch {reset_epoch}" if reset_epoch else "")
     heading = "Figure 4, layer retraining" if kind == "clean" else "Control of Figure 4, retraining on noisy examples"
     return Drawn(_plot(f"{cell.title}\n{what}", curves), name, f"{heading}: {cell.title}", caption, source)
+
+
+def _settings_of_units(results: Results) -> pl.DataFrame:
+    """Return unit_id and settings, in words, of the units of table `retraining`."""
+    units = results.units.filter(experiment="retraining").select("unit_id", "settings")
+    words = {settings: _spell_settings(settings) for settings in units["settings"].unique()}
+    return units.with_columns(pl.col("settings").replace_strict(words, return_dtype=pl.String))
+
+
+def _spell_settings(settings: str) -> str:
+    """Return what a unit's settings (JSON) have other than the defaults, e.g. "epochs=10"; its subject left out."""
+    chosen = {name: value for name, value in json.loads(settings).items() if name not in _NOT_SETTINGS}
+    return ", ".join(f"{name}={value}" for name, value in sorted(chosen.items())) or "the defaults"
 
 
 def _on_most_examples(rows: pl.DataFrame) -> pl.DataFrame:

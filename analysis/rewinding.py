@@ -71,10 +71,11 @@ def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: s
         return Skipped(name, "table rewinding has no finite accuracy of these runs; look at their losses")
     curves = _Curves(rewound, over_seeds(final_accuracies(epochs, rows), by=["model", "split"], value="accuracy"))
     models = [model for model in comparison.models if model in rewound["model"]]
+    spread = spread_over_seeds_of(rows, rewound, by=["split", "rewind_epoch", "group"])
     caption = (
         "Accuracy on clean, noisy and test examples (rows) when one layer group of the final model (x axis, by depth) "
         "is put back to its parameters after the epoch of the line's colour, 0 being initialization; "
-        f"{statistics_of(batchnorm)}. The grey line is the final model, on all examples. {spread_over_seeds_of(rows)} "
+        f"{statistics_of(batchnorm)}. The grey line is the final model, on all examples. {spread} "
         f"{judged_on(rows, SPLITS)} {' '.join(_name_critical(curves.of_model(model), model) for model in models)}"
     )
     figure = _plot(title_of(comparison.title, batchnorm), column_titles(comparison.models, models), curves)

@@ -11,11 +11,11 @@ from functools import partial
 import polars as pl
 from matplotlib.figure import Figure
 
-from analysis.captions import judged_on, mean_and_std, spread_over
+from analysis.captions import judged_on, mean_and_std, of_fewer_runs, spread_over
 from analysis.cells import GROUP, Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, Skipped, source_of
 from analysis.load import Results
-from analysis.means import SPLITS
+from analysis.means import SPLITS, spread_of
 from analysis.rewound import draw_each_batchnorm, heading_of, rewound_alone, rewound_together, statistics_of, title_of
 from analysis.style import STROKES, house_style, label_groups, new_figure, place_legend_below
 
@@ -39,8 +39,9 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, batchnorm: str, alone: p
     depths = cell.rows(alone).select(GROUP).unique().sort(GROUP)["group"].to_list()
     caption = (
         "Accuracy when several layer groups at once (a row each) are put back to their parameters after epoch "
-        f"{epoch}, 0 being initialization; {statistics_of(batchnorm)}; for {cell.title}. {spread_over(source.seeds)} "
-        f"{judged_on(rows, SPLITS)} {_name_range(accuracies, depths)}"
+        f"{epoch}, 0 being initialization; {statistics_of(batchnorm)}; for {cell.title}. {spread_over(source.seeds)}"
+        f"{of_fewer_runs(accuracies, source.n_runs, by=['split', 'group'])} {judged_on(rows, SPLITS)} "
+        f"{_name_range(accuracies, depths)}"
     )
     figure = _plot(title_of(f"{cell.title}\nrewound to epoch {epoch}", batchnorm), accuracies, depths)
     heading = heading_of("Several groups rewound at once", batchnorm)
@@ -71,7 +72,7 @@ def _plot(title: str, accuracies: pl.DataFrame, depths: Sequence[str]) -> Figure
             axes.errorbar(
                 chosen["mean"].to_numpy(),
                 chosen["place"].to_numpy() + shift,
-                xerr=chosen["std"].fill_null(0).to_numpy(),
+                xerr=spread_of(chosen),
                 fmt=stroke.marker,
                 color=stroke.colour,
                 markersize=3,

@@ -6,12 +6,13 @@ Paper: no figure of it; it is asked of the units behind Figure 5.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
 from matplotlib.figure import Figure
 
-from analysis.captions import mean_and_std, spread_over
+from analysis.captions import kinds_of_fewer_runs, mean_and_std, spread_over
 from analysis.cells import Cell, over_seeds
 from analysis.drawn import Drawn, Options, Outcome, source_of
 from analysis.load import Results
@@ -76,13 +77,17 @@ def measure_overlap(removed: pl.DataFrame) -> pl.DataFrame:
 
 def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, search: str, examples: pl.DataFrame) -> Outcome:
     chosen = of_equally_many(rows)
-    source, found = source_of("removed_units", chosen), measure_overlap(chosen)
+    searched, found = cell.rows(examples).filter(search=search), measure_overlap(chosen)
+    # The removals come without their units, which in millions of rows take long.
+    units = source_of("critical_units", searched.filter("flipped")).units
+    source = replace(source_of("removed_units", chosen), units=units)
     counted = found.group_by("run_id", maintain_order=True).agg(pl.col("n_examples").first())["n_examples"].sort()
     caption = (
         f"For {cell.title}: share of the removed units that are critical (were removed on the way to a flip) for more "
         "than that many examples, among equally many flipped clean and noisy examples of each run, "
         f"{', '.join(map(str, counted.unique().sort()))} of each kind, drawn in the order of a hash of their ids. "
-        f"{how_searched(cell.rows(examples).filter(search=search))} {spread_over(source.seeds)} "
+        f"{how_searched(searched)} {spread_over(source.seeds)}"
+        f"{kinds_of_fewer_runs(chosen, source.n_runs)} "
         f"{' '.join(_spell(found.filter(kind=kind), kind) for kind in KINDS if kind in found['kind'])}"
         f"{_spell_both(chosen)}"
     )

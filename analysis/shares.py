@@ -8,6 +8,7 @@ import polars as pl
 from matplotlib.axes import Axes
 
 from analysis.cells import over_seeds
+from analysis.means import spread_of
 from analysis.style import Stroke
 
 _MOST_STEPS = 200
@@ -15,7 +16,7 @@ _CURVE = ["run_id", "kind"]
 
 
 def shares_above(rows: pl.DataFrame, value: str) -> pl.DataFrame:
-    """Return columns kind, place, mean and std over runs: the share of a kind's rows with `value` above each place.
+    """Return the share of a kind's rows with `value` above each place: kind, place; mean, std and n_runs over runs.
 
     Places are the finite values of all kinds, every so many of them where there are more than can be seen.
     """
@@ -45,8 +46,7 @@ def plot_share_above(axes: Axes, curve: pl.DataFrame, stroke: Stroke, *, ends: t
     axes.plot(
         places, mean, stroke.line, drawstyle="steps-post", color=stroke.colour, linewidth=stroke.width, label=label
     )
-    if steps["std"].is_not_null().any():
-        std = steps["std"].fill_null(0).to_numpy()
+    if (std := spread_of(steps)) is not None:
         axes.fill_between(places, mean - std, mean + std, step="post", color=stroke.colour, alpha=0.2, linewidth=0)
 
 

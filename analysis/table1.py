@@ -7,6 +7,7 @@ Deviations: the spread over seeds is shown, and the controls are rows: they have
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.captions import count, judged_on, spread_over
+from analysis.captions import count, judged_on, of_fewer_runs, spread_over
 from analysis.cells import over_seeds
 from analysis.drawn import Drawn, Options, Outcome, draw_each, source_of
 from analysis.dropouts import MISSING as NOT_RUN
@@ -42,6 +43,7 @@ _VARIANTS = (  # name in words, mode, batchnorm, rescaled
     ("dropped, BatchNorm recalibrated", "dropped", "recalibrated", False),
     ("dropped, the others rescaled as in the release", "dropped", "final", True),
 )
+_NUMBER = ["mode", "batchnorm", "rescaled", "split"]
 _TIED_NAMES = ("example-tied, before", "example-tied, dropped")
 _SHIFTS = {"clean": -0.14, "noisy": 0.14, "test": 0.0}  # of a line's height, so that equal values are both seen
 _BAND = "#F0F0F0"
@@ -71,7 +73,9 @@ def _draw(name: str, cell: TiedCell, rows: pl.DataFrame, *, results: Results) ->
     beside = [run_id for found in plain.values() for run_id in found["run_id"].unique()]
     source = replace(source_of("dropout", rows), beside=tuple(beside))
     judged = judged_on(_variant(rows, "dropped"), SPLITS)
-    parts = [_explain(config_of(results, cell)), spread_over(source.seeds), _seeds_of(plain, source.seeds), judged]
+    points = over_seeds(rows, by=_NUMBER, value="accuracy")
+    spread = f"{spread_over(source.seeds)}{of_fewer_runs(points, source.n_runs, by=_NUMBER)}"
+    parts = [_explain(config_of(results, cell)), spread, _seeds_of(plain, source.seeds), judged]
     caption = " ".join(part for part in parts if part)
     heading = f"Table 1: {cell.title}"
     tables = (
@@ -91,7 +95,7 @@ def _variant(rows: pl.DataFrame, mode: str, batchnorm: str = "final", rescaled: 
 
 def _percents(rows: pl.DataFrame) -> dict[str, Percent]:
     found = over_seeds(rows, by=["split"], value="accuracy")
-    return {split: (100 * mean, None if std is None else 100 * std) for split, mean, std in found.iter_rows()}
+    return {split: (100 * mean, None if std is None else 100 * std) for split, mean, std, _ in found.iter_rows()}
 
 
 _PAPERS = " The paper's numbers are of ResNet-9 on all images, with 10 % wrong labels."
@@ -186,7 +190,7 @@ def _plot_splits(axes: Axes, shown: list[Mapping[str, Percent]], splits: Sequenc
         axes.errorbar(
             [mean for mean, _ in found.values()],
             [y + _SHIFTS[split] for y in found],
-            xerr=[std or 0 for _, std in found.values()],
+            xerr=[math.nan if std is None else std for _, std in found.values()],
             fmt=stroke.marker,
             color=stroke.colour,
             elinewidth=0.8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import random
 
@@ -187,6 +188,15 @@ def add_retraining(
     unit = f"{config.run_id}-{trained_on}-{reset_epoch}-{epochs}"
     store.write("retraining", unit, table_from_rows("retraining", rows))
     return rows
+
+
+def add_unit(
+    store: ResultStore, unit_id: str, run_id: str, experiment: str, *, code: str = "0", device: str = "cpu", **settings
+) -> None:
+    """Write the row of a unit of an experiment that is done; `settings` beside what it is about."""
+    row = {"run_id": run_id, "experiment": experiment, "settings": json.dumps(settings), "code_version": code}
+    row |= {"device": device, "seconds": 1.0, "status": "done", "error": None}
+    store.write("units", unit_id, table_from_rows("units", [row]))
 
 
 def rewinding_rows(

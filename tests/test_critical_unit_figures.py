@@ -375,3 +375,18 @@ def test_shared_units_takes_equally_many_clean_and_noisy_examples_of_each_run(st
     (drawn,) = draw_all(shared_units.draw, store)
     assert "flipped clean and noisy examples of each run, 4 of each kind, drawn in the order" in drawn.caption
     assert drawn.source.n_rows == 8
+
+
+def test_kinds_that_only_some_runs_have_are_named(store):
+    for seed, is_noisy in ((0, (False, True)), (1, (False,))):
+        config = make_config(seed=seed)
+        add_run(store, config)
+        found = [example(config, int(noisy), [(0, 0)], is_noisy=noisy, right_early=not noisy) for noisy in is_noisy]
+        write(store, found, f"unit-{seed}")
+    (figure5,), (split,), (shared,) = (draw_all(function, store) for function in DRAWING)
+    only = "over 2 seeds. Only from 1 of 2 runs: 1 of 2 curves"
+    assert f"{only} of (a) (kind noisy)." in figure5.caption
+    assert "1 of 2 curves of (b) and of (c) (kind noisy)." in figure5.caption
+    assert f"{only} (kind noisy)." in split.caption
+    assert f"{only} (kind noisy)." in shared.caption
+    assert [len(axes.collections) for axes in split.figure.axes] == [1]

@@ -131,6 +131,17 @@ def test_table_1_as_a_figure_draws_each_network_and_the_paper_as_open_markers(st
         assert papers[-1] == {"noisy": 3.1, "test": 82.7}[split]
 
 
+def test_a_split_that_one_of_the_runs_has_is_named_and_has_no_spread(store):
+    for seed, splits in ((0, ("clean", "noisy", "test")), (1, ("clean", "test"))):
+        config = make_dropout_config("example_tied", seed=seed)
+        rows = [row for row in add_dropout(store, config) if row["split"] in splits]
+        store.write("dropout", config.run_id, table_from_rows("dropout", rows))
+    drawn = draw_one(table1.draw, store)
+    assert "over 2 seeds. Only from 1 of 2 runs: 5 of 14 points (split noisy). " in drawn.caption
+    clean, noisy = drawn.figure.axes[0].collections[:2]
+    assert [[len(bar) for bar in bars.get_segments()] for bars in (clean, noisy)] == [[2, 2], [0, 0]]
+
+
 def test_a_single_seed_has_no_spread_and_a_control_of_other_seeds_is_named(store):
     add_table_1(store, seeds=(0,))
     add_dropout(store, make_dropout_config("sparse", seed=1))

@@ -21,6 +21,7 @@ from analysis_rows import (
     add_forgotten,
     add_gradients,
     add_run,
+    add_unit,
     make_config,
     make_dropout_config,
 )
@@ -204,6 +205,19 @@ def test_a_cosine_that_is_null_for_one_seed_is_the_mean_of_the_others(store):
     assert over_seeds(frame, by=["epoch"], value="cosine")["epoch"].to_list() == [e for e in range(1, 31) if e != 5]
 
 
+def test_curves_and_pairs_that_only_some_runs_have_are_named(store):
+    complete, rows = add_finished(store, make_config(seed=0), groups=("x", "y"))
+    add_finished(store, make_config(seed=1), groups=("x", "y"))
+    diverged = [{**row, "loss": math.nan if row["epoch"] > 20 else row["loss"]} for row in complete]
+    store.write("epochs", complete[0]["run_id"], table_from_rows("epochs", diverged))
+    still = [{**row, "cosine": None if row["epoch"] == 5 else row["cosine"]} for row in rows]
+    store.write("gradients", rows[0]["run_id"], table_from_rows("gradients", still))
+    (curves,) = draw_all(learning_curves.draw, store)
+    assert "Only from 1 of 2 runs: 30 of 186 points (curve loss; epoch 21 to 30). " in curves.caption
+    (cosines,) = draw_all(gradients.draw_cosines, store)
+    assert "Only from 1 of 2 runs: 2 of 59 points (epoch 5). " in cosines.caption
+
+
 def test_a_hundred_groups_do_not_crowd_the_axis(store):
     add_gradients(
         store, make_config(seed=0), groups=tuple(f"stages.{i // 50}.blocks.{i}.long_name" for i in range(100))
@@ -322,6 +336,7 @@ def test_mean_and_spread_equal_the_plain_ones_over_what_is_finite(rows):
     expected = {e: values for e, values in groups.items() if values}
     assert found["epoch"].to_list() == list(expected)
     for row, values in zip(found.iter_rows(named=True), expected.values(), strict=True):
+        assert row["n_runs"] == len(values)
         assert row["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
         spread = statistics.stdev(values) if len(values) > 1 else None
         assert row["std"] == (spread if spread is None else pytest.approx(spread, abs=1e-9))
@@ -532,6 +547,39 @@ def test_runs_that_differ_in_precision_or_code_are_averaged_only_with_a_word_abo
     draw_figures(load_tables(store), tmp_path, only=["learning_curves"])
     index = (tmp_path / "index.md").read_text()
     assert "2 seeds (0, 1). The runs differ in precision (bfloat16, float32). [PDF]" in index
+
+
+EXPERIMENT_FIGURES = ["figure3", "criticality", "rewinding_sets", "figure4", "figure5", "shared_units"]
+
+
+def index_of_two_seeds(store: ResultStore, folder: Path, *made: dict[str, str]) -> str:
+    """Return the index of figures of experiments whose units of the first and second seed were made so."""
+    for seed, how in enumerate(made):
+        config = make_config(seed=seed)
+        add_everything(store, config, groups=("stem", "head", "stem+head"))
+        for experiment in ("rewinding", "retraining", "critical_units"):
+            rows = store.read(experiment).filter(pc.field("run_id") == config.run_id)
+            for unit in rows["unit_id"].unique().to_pylist():
+                add_unit(store, unit, config.run_id, experiment, **how)
+    draw_figures(load_tables(store), folder, only=EXPERIMENT_FIGURES)
+    return (folder / "index.md").read_text()
+
+
+def test_units_made_by_other_code_or_on_another_device_are_averaged_only_with_a_word_about_it(store, tmp_path):
+    made = {"code": "0.1+aaa", "device": "cpu: x86_64"}, {"code": "0.1+bbb", "device": "cuda: NVIDIA H200"}
+    index = index_of_two_seeds(store, tmp_path, *made)
+    told = (
+        "2 seeds (0, 1). The units of work differ in code (0.1+aaa, 0.1+bbb) and device (cpu: x86_64, cuda: NVIDIA "
+        "H200). [PDF]"
+    )
+    assert index.count(told) == len(EXPERIMENT_FIGURES)
+
+
+def test_units_made_alike_are_averaged_without_a_word_whatever_made_those_of_other_figures(store, tmp_path):
+    add_unit(store, "another", make_config(seed=0).run_id, "retraining", code="0.1+ccc")
+    index = index_of_two_seeds(store, tmp_path, {"code": "0.1+bbb"}, {"code": "0.1+bbb"})
+    assert index.count("[PDF]") == len(EXPERIMENT_FIGURES)
+    assert "differ in" not in index
 
 
 def test_a_name_with_dollars_is_no_formula():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
-from analysis_rows import add_run, make_config
+from analysis_rows import add_run, add_unit, make_config
 
 from analysis.drawn import Drawn, Options, Skipped
+from analysis.figures import draw_figures
 from analysis.load import load_tables
 from analysis.mislabels import MEASURES, draw
 from memlib.config import RunConfig
@@ -26,10 +28,13 @@ def store(tmp_path) -> ResultStore:
 
 
 def add_examples(store: ResultStore, config: RunConfig, *, tied: bool = True, folds: int = 0) -> None:
-    """Write a run and its examples, a tenth noisy if it has noise: those lose their label when dropped, mostly."""
+    """Write a run and its examples, a tenth noisy if it has noise: those lose their label when dropped, mostly.
+
+    With `folds` the run is cross-validated, in one unit of work.
+    """
     add_run(store, config)
     draw = random.Random(config.run_id)
-    tables = {"examples": [], "dynamics": [], "cross_validation": []}
+    tables = {"examples": [], "dynamics": []}
     for i in range(N):
         is_noisy = bool(config.noise.fraction) and i % 10 == 0
         example, assigned = {"run_id": config.run_id, "example_id": i}, {"assigned": int(is_noisy)}
@@ -40,13 +45,22 @@ def add_examples(store: ResultStore, config: RunConfig, *, tied: bool = True, fo
             tables["examples"].append({**example, **assigned, **row, "margin": margin, "prediction": prediction})
         row = {"aum": draw.gauss(1 - is_noisy, 1), "forgetting_events": draw.randrange(3), "n_epochs": 30}
         tables["dynamics"].append({**example, **row, "first_learned": 2, "last_mistake": None})
-        share = min(max(draw.gauss(0.3 if is_noisy else 0.8, 0.2), 0.01), 0.99)
-        row = {"probabilities": [1 - share, share] if is_noisy else [share, 1 - share], "prediction": 0}
-        if folds:
-            row |= {"fold": i % folds, "folds": folds, "epochs": 30}
-            tables["cross_validation"].append({**example, **assigned, **row})
     for table, rows in tables.items():
         store.write(table, config.run_id, table_from_rows(table, rows))
+    if folds:
+        add_folds(store, config, folds=folds)
+
+
+def add_folds(store: ResultStore, config: RunConfig, *, folds: int, epochs: int = 30, n: int = N) -> None:
+    """Write the cross-validation of a run's first n examples, as one unit of work."""
+    draw, rows = random.Random(f"{config.run_id}{folds}{epochs}"), []
+    for i in range(n):
+        is_noisy = bool(config.noise.fraction) and i % 10 == 0
+        share = min(max(draw.gauss(0.3 if is_noisy else 0.8, 0.2), 0.01), 0.99)
+        row = {"run_id": config.run_id, "example_id": i, "assigned": int(is_noisy), "prediction": 0}
+        row |= {"probabilities": [1 - share, share] if is_noisy else [share, 1 - share]}
+        rows.append({**row, "fold": i % folds, "folds": folds, "epochs": epochs})
+    store.write("cross_validation", f"{config.run_id}-{folds}-{epochs}", table_from_rows("cross_validation", rows))
 
 
 def drawn_from(store: ResultStore) -> Drawn:
@@ -78,6 +92,56 @@ def test_every_method_stands_at_the_mean_of_its_measures_over_seeds(store):
     assert "the 4 examples with a wrong label before the others of 40" in drawn.caption
     assert "Mean and standard deviation over 2 seeds." in drawn.caption
     assert (drawn.source.table, drawn.source.n_rows, drawn.source.seeds) == ("examples", 2 * 3 * N, (0, 1))
+
+
+def test_a_method_of_one_run_has_no_spread_and_the_caption_names_it(store):
+    for seed, folds in ((0, 2), (1, 0)):
+        add_examples(store, make_config(seed=seed), folds=folds)
+    drawn = drawn_from(store)
+    assert "over 2 seeds. Only from 1 of 2 runs: 1 of 6 points (method cleanlab)." in drawn.caption
+    (axes,) = drawn.figure.axes
+    for bars in axes.collections:
+        assert [len(bar) for bar in bars.get_segments()] == [2, 2, 2, 2, 2, 0]
+
+
+def test_the_caption_names_the_folds_that_cleanlab_judges_by_and_means_are_over_the_same_ones(store):
+    """The largest that every run has: not the five folds of one of them, nor the three that are not finished."""
+    configs = [make_config(seed=seed) for seed in (0, 1)]
+    for config, epochs in zip(configs, (20, 30), strict=True):
+        add_examples(store, config, folds=2)
+        add_folds(store, config, folds=2, epochs=20)
+        add_folds(store, config, folds=3, n=N // 2)
+        add_folds(store, config, folds=5, epochs=epochs)
+    expected = []
+    for config in configs:
+        alone = create_results(Path(store.storage.root).parent / f"alone-{config.seed}")
+        add_examples(alone, config, folds=2)
+        is_noisy = trained_examples(alone.read("examples").slice(0, 3 * N)).is_noisy
+        expected.append(evaluate_mislabels(find_mislabels_of_run(alone, config.run_id)["cleanlab"], is_noisy).auroc)
+    drawn = drawn_from(store)
+    assert "Cleanlab judges by cross-validation (2 folds, 30 epochs). Mean" in drawn.caption
+    assert drawn.figure.axes[0].containers[0][0].get_xdata()[-1] == pytest.approx(sum(expected) / 2)
+
+
+def test_folds_that_were_trained_by_other_code_are_told_in_the_index(store, tmp_path):
+    for seed, code in ((0, "1"), (1, "2")):
+        config = make_config(seed=seed)
+        add_examples(store, config, folds=2)
+        add_unit(store, f"{config.run_id}-2-30", config.run_id, "cross_validation", code=code)
+    draw_figures(load_tables(store), tmp_path, only=["mislabels"])
+    assert "2 seeds (0, 1). The units of work differ in code (1, 2). [PDF]" in (tmp_path / "index.md").read_text()
+
+
+def test_cleanlab_is_left_out_where_no_cross_validation_is_the_same_in_all_runs(store):
+    for seed, folds in ((0, 2), (1, 5)):
+        add_examples(store, make_config(seed=seed), folds=folds)
+    drawn = drawn_from(store)
+    assert "cleanlab" not in {row[0] for row in drawn.tables[0].rows}
+    assert len(drawn.figure.axes[0].get_yticklabels()) == 5
+    assert (
+        "Not drawn: cleanlab: the runs were cross-validated with different settings (2 folds, 30 epochs / 5 folds, 30 "
+        "epochs); give all the same cross_validation.folds and epochs"
+    ) in drawn.caption
 
 
 def test_a_run_without_dropout_and_folds_shows_the_baselines_alone(store):

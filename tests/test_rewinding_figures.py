@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from analysis_rows import (
     add_retraining,
     add_rewinding,
     add_run,
+    add_unit,
     make_config,
     retraining_rows,
     rewinding_rows,
@@ -490,6 +492,50 @@ def test_retrainings_with_different_settings_are_never_averaged(store):
     assert "some groups were retrained several times, with different settings" in skipped.reason
 
 
+def retrain_with(store: ResultStore, *settings: dict[str, object], seed: int, n: int = 100, **about: object) -> None:
+    """Write a retraining of groups "a" and "b", a unit each, with the settings of its unit that are no defaults."""
+    config = make_config(seed=seed)
+    add_finished(store, config)
+    for index, (group, chosen) in enumerate(zip("ab", settings, strict=True)):
+        rows = [retrained(config, epoch, 0.5, group=group, group_index=index, n=n) for epoch in (0, 1)]
+        unit = f"{seed}-{group}-{n}"
+        write(store, "retraining", rows, unit)
+        add_unit(store, unit, config.run_id, "retraining", group=group, trained_on="clean", **about, **chosen)
+
+
+def test_seeds_that_were_retrained_with_different_settings_are_never_averaged(store):
+    retrain_with(store, {"epochs": 10, "peak_lr": 0.1}, {"epochs": 10, "peak_lr": 0.1}, seed=0)
+    retrain_with(store, {}, {}, seed=1)
+    (skipped,) = outcomes(retraining.draw, store)
+    assert skipped == Skipped(
+        "figure4-digits-resnet9",
+        "its groups were retrained with different settings (epochs=10, peak_lr=0.1 / the defaults), which must not be "
+        "averaged; draw from a results folder with one retraining of each group",
+    )
+
+
+def test_groups_of_one_run_that_were_retrained_with_different_settings_are_not_shown_side_by_side(store):
+    retrain_with(store, {"epochs": 10}, {"epochs": 20, "patience": 9}, seed=0)
+    (skipped,) = outcomes(retraining.draw, store)
+    assert isinstance(skipped, Skipped)
+    assert "with different settings (epochs=10 / epochs=20, patience=9)" in skipped.reason
+
+
+def test_retrainings_that_differ_in_what_they_are_about_and_in_the_limit_alone_are_averaged(store):
+    for seed, limit in ((0, 50), (1, 100)):
+        retrain_with(store, {"epochs": 10}, {"epochs": 10}, seed=seed, n=limit, limit=limit)
+    (drawn,) = draw_all(retraining.draw, store)
+    assert drawn.source.seeds == (0, 1)
+    assert "Judged on 50 to 100 clean examples." in drawn.caption
+
+
+def test_settings_of_retrainings_that_are_not_drawn_do_not_matter(store):
+    retrain_with(store, {"epochs": 10}, {"epochs": 10}, seed=0)
+    retrain_with(store, {"epochs": 20}, {"epochs": 20}, seed=0, n=50, limit=50)
+    (drawn,) = draw_all(retraining.draw, store)
+    assert drawn.source.n_rows == 4
+
+
 @pytest.mark.parametrize("n_groups", [1, 2, 5, 13, 50])
 def test_any_number_of_groups_has_a_panel_each_and_named_axes(store, n_groups):
     config = make_config(seed=0)
@@ -508,7 +554,51 @@ def test_a_group_that_only_one_of_the_seeds_has_is_drawn_with_what_is_there(stor
         add_finished(store, make_config(seed=seed))
         add_rewinding(store, make_config(seed=seed), groups)
         add_retraining(store, make_config(seed=seed), groups)
+    points = {rewinding.draw: "6 of 18", criticality.draw: "2 of 6", retraining.draw: r"\d+ of \d+"}
+    for function, few in points.items():
+        (drawn,) = draw_all(function, store)
+        drawn.figure.draw_without_rendering()
+        for axes in drawn.figure.axes:
+            assert not any(math.isnan(y) for curve in drawn_curves(axes).values() for y in curve)
+        assert re.search(rf"over 2 seeds\. Only from 1 of 2 runs: {few} points \(group c\)\. ", drawn.caption)
+
+
+def test_a_point_of_one_seed_has_no_spread_which_is_not_a_spread_of_zero(store):
+    for seed, groups in ((0, ("a", "b", "c", "a+b", "a+c")), (1, ("a", "b", "a+b"))):
+        add_finished(store, make_config(seed=seed))
+        add_rewinding(store, make_config(seed=seed), groups, epochs=(0,))
+        add_retraining(store, make_config(seed=seed), [group for group in groups if "+" not in group])
+    figures = (rewinding.draw, criticality.draw, rewinding_sets.draw, retraining.draw)
+    (figure3,), (drops,), (sets,), (figure4,) = (draw_all(function, store) for function in figures)
+    for axes in figure3.figure.axes:
+        (band,) = axes.collections
+        assert {x for path in band.get_paths() for x in path.vertices[:, 0]} == {0, 1}
+    for axes, n_both in ((drops.figure.axes[0], 2), (sets.figure.axes[0], 1)):
+        for bars in axes.collections:
+            assert [len(bar) for bar in bars.get_segments()] == [2] * n_both + [0]
+    assert [len(axes.collections) for axes in figure4.figure.axes] == [3, 3, 0]
+
+
+def test_points_of_fewer_runs_are_named_by_what_they_have_in_common(store):
+    for seed, epochs in ((0, (0, 2, 4)), (1, (0, 2)), (2, (0,))):
+        add_finished(store, make_config(seed=seed))
+        add_rewinding(store, make_config(seed=seed), ("a", "b"), epochs=epochs)
+    (drawn,) = draw_all(rewinding.draw, store)
+    assert "Only from 1 to 2 of 3 runs: 12 of 18 points (rewind epoch 2, 4). " in drawn.caption
+
+
+def test_points_of_fewer_runs_are_named_by_model(store):
+    for seed, groups in ((0, ("a", "b", "c", "d")), (1, ("a",))):
+        for model in ("resnet9", "vit"):
+            add_finished(store, make_config(seed=seed, model=model))
+            add_rewinding(store, make_config(seed=seed, model=model), groups if model == "vit" else ("a",), epochs=(0,))
+    (drawn,) = draw_all(rewinding.draw, store)
+    assert "over 2 seeds. Only from 1 of 2 runs: 9 of 12 points of vit (group b to d). " in drawn.caption
+
+
+def test_where_every_point_is_of_every_run_the_caption_says_no_more(store):
+    for seed in (0, 1):
+        add_everything(store, make_config(seed=seed))
     for function in (rewinding.draw, criticality.draw, retraining.draw):
         (drawn,) = draw_all(function, store)
-        for axes in drawn.figure.axes:
-            assert not any(math.isnan(y) for line in axes.lines for y in line.get_ydata())
+        assert "Only from" not in drawn.caption

@@ -1,7 +1,7 @@
 """The heat map of a search: what is drawn is what the table holds."""
 
 import pytest
-from analysis_rows import add_finished, add_search, make_config, search_rows
+from analysis_rows import add_finished, add_search, add_unit, make_config, search_rows
 from matplotlib.patches import Rectangle
 
 from analysis import dropout_search
@@ -164,3 +164,11 @@ def test_trials_are_in_no_other_figure_and_no_search_is_no_figure(store, tmp_pat
     after, _ = draw_figures(load_tables(store), tmp_path / "after", only=["learning_curves"])
     assert [path.name for path in before] == [path.name for path in after]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(before, after, strict=True) if a.suffix == ".png")
+
+
+def test_trials_that_other_devices_made_are_told_in_the_index(store, tmp_path):
+    trials = {row["run_id"] for row in add_search(store)}
+    for i, trial in enumerate(sorted(trials)):
+        add_unit(store, trial, trial, "dropout_search", device="cuda" if i == 0 else "cpu")
+    draw_figures(load_tables(store), tmp_path, only=["dropout_search"])
+    assert "The units of work differ in device (cpu, cuda). [PDF]" in (tmp_path / "index.md").read_text()
