@@ -133,8 +133,8 @@ def _draw_cosines(name: str, cell: Cell, rows: pl.DataFrame, *, runs: pl.DataFra
         "Cosine between the summed gradients of the clean (C) and of the noisy (N) examples, per layer group (rows, "
         f"the first layer on top) and epoch (columns) for {cell.title}; mean over {count(len(source.seeds), 'seed')}; "
         f"grey where one of the two gradients is zero. {_in_precision(rows, runs)}{fewer} Negative in {negative:.0f} % "
-        f"of the {count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in {lowest['group']}, "
-        f"epoch {lowest['epoch']}."
+        f"of the {count(cosines.height, 'pair')} of group and epoch; lowest at {lowest['mean']:.2f} in "
+        f"{lowest['group']}, epoch {lowest['epoch']}."
     )
     figure = _plot_cosines(cell.title, rows.select(GROUP).unique().sort(GROUP), rows["epoch"].unique(), cosines)
     return Drawn(figure, name, f"Figure 2, cosine of clean and noisy gradient: {cell.title}", caption, source)
