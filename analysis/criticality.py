@@ -21,6 +21,7 @@ from analysis.rewound import (
     draw_each_batchnorm,
     final_accuracies,
     heading_of,
+    mode_of,
     rewound_alone,
     statistics_of,
     title_of,
@@ -46,7 +47,7 @@ def draw(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield, one a dataset and setting, the drop in clean and in noisy accuracy with one group at initialization."""
     rows = rewound_alone(results).filter(pl.col("rewind_epoch") == 0, pl.col("split").is_in(_KINDS))
     missing = results.missing("rewinding", "of single groups at epoch 0 with batchnorm final")
-    draw_part = partial(_draw, epochs=results.epochs)
+    draw_part = partial(_draw, results=results)
     return draw_each_batchnorm("criticality", rows, results.comparisons, draw_part, missing=missing)
 
 
@@ -61,8 +62,8 @@ def rank_correlation(a: pl.Series, b: pl.Series) -> float | None:
     return ranks.select(pl.corr("a", "b")).item()
 
 
-def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: str, epochs: pl.DataFrame) -> Outcome:
-    drops = over_seeds(_drops(rows, final_accuracies(epochs, rows)), by=["model", "split", *GROUP], value="drop")
+def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: str, results: Results) -> Outcome:
+    drops = over_seeds(_drops(rows, final_accuracies(results, rows)), by=["model", "split", *GROUP], value="drop")
     if drops.is_empty():
         return Skipped(name, "table epochs has no accuracy of the final models of these runs to compare with")
     models = {model: drops.filter(model=model) for model in comparison.models if model in drops["model"]}
@@ -72,7 +73,7 @@ def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: s
     caption = (
         "Drop in accuracy on clean and on noisy examples when one layer group of the final model (x axis, by depth) is "
         f"put back to its parameters at initialization; {statistics_of(batchnorm)}. {spread} "
-        f"{judged_on(rows, _KINDS)} The final model's accuracy is on all. "
+        f"{judged_on(rows, _KINDS)} The final model's accuracy is on all.{mode_of(results, rows)} "
         f"ρ is Spearman's rank correlation over the groups. {found}"
     )
     titles = column_titles(comparison.models, models)

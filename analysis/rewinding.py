@@ -25,6 +25,7 @@ from analysis.rewound import (
     draw_each_batchnorm,
     final_accuracies,
     heading_of,
+    mode_of,
     rewound_alone,
     statistics_of,
     title_of,
@@ -61,21 +62,21 @@ def draw(results: Results, options: Options) -> Iterator[Outcome]:
     """Yield Figure 3, one a dataset and setting: accuracy with one group rewound, by group, epoch and model."""
     rows = rewound_alone(results)
     missing = results.missing("rewinding", "of single groups with batchnorm final")
-    draw_part = partial(_draw, epochs=results.epochs)
+    draw_part = partial(_draw, results=results)
     return draw_each_batchnorm("figure3", rows, results.comparisons, draw_part, missing=missing)
 
 
-def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: str, epochs: pl.DataFrame) -> Outcome:
+def _draw(name: str, comparison: Comparison, rows: pl.DataFrame, *, batchnorm: str, results: Results) -> Outcome:
     rewound = over_seeds(rows, by=["model", "split", "rewind_epoch", *GROUP], value="accuracy")
     if rewound.is_empty():
         return Skipped(name, "table rewinding has no finite accuracy of these runs; look at their losses")
-    curves = _Curves(rewound, over_seeds(final_accuracies(epochs, rows), by=["model", "split"], value="accuracy"))
+    curves = _Curves(rewound, over_seeds(final_accuracies(results, rows), by=["model", "split"], value="accuracy"))
     models = [model for model in comparison.models if model in rewound["model"]]
-    spread = spread_over_seeds_of(rows, rewound, by=["split", "rewind_epoch", "group"])
+    shown = f"{mode_of(results, rows)} {spread_over_seeds_of(rows, rewound, by=['split', 'rewind_epoch', 'group'])}"
     caption = (
         "Accuracy on clean, noisy and test examples (rows) when one layer group of the final model (x axis, by depth) "
         "is put back to its parameters after the epoch of the line's colour, 0 being initialization; "
-        f"{statistics_of(batchnorm)}. The grey line is the final model, on all examples. {spread} "
+        f"{statistics_of(batchnorm)}. The grey line is the final model, on all examples.{shown} "
         f"{judged_on(rows, SPLITS)} {' '.join(_name_critical(curves.of_model(model), model) for model in models)}"
     )
     figure = _plot(title_of(comparison.title, batchnorm), column_titles(comparison.models, models), curves)

@@ -28,10 +28,27 @@ def rewound_together(results: Results) -> pl.DataFrame:
     return _on_most_examples(results.table("rewinding").filter(pl.col("n_groups") > 1))
 
 
-def final_accuracies(epochs: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of table `epochs` that hold the final accuracies of the runs in `rows`."""
-    chosen = epochs.join(rows.select("run_id").unique(), on="run_id", how="semi")
-    return chosen.filter(pl.col("epoch") == pl.col("epoch").max().over("run_id"))
+def final_accuracies(results: Results, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the final accuracies of the runs in `rows`, measured as those of their rewound networks are.
+
+    Columns run_id, model, seed, split, accuracy; with example-tied dropout in mode `scaled`, otherwise from `epochs`.
+    """
+    columns = ["run_id", "model", "seed", "split", "accuracy"]
+    chosen = results.epochs.join(rows.select("run_id").unique(), on="run_id", how="semi")
+    last = chosen.filter(pl.col("epoch") == pl.col("epoch").max().over("run_id"))
+    scaled = _scaled(results, rows)
+    plain = last.join(scaled, on="run_id", how="anti")
+    return pl.concat([part.select(columns) for part in (plain, scaled)])
+
+
+def mode_of(results: Results, rows: pl.DataFrame) -> str:
+    """Return the sentence that names the mode in which networks with example-tied dropout are measured, "" if none."""
+    return "" if _scaled(results, rows).is_empty() else " All with every neuron on, scaled (mode `scaled`)."
+
+
+def _scaled(results: Results, rows: pl.DataFrame) -> pl.DataFrame:
+    measured = results.table("dropout").filter(mode="scaled", batchnorm="final", rescaled=False)
+    return measured.join(rows.select("run_id").unique(), on="run_id", how="semi")
 
 
 def draw_each_batchnorm(

@@ -10,6 +10,7 @@ import pytest
 from analysis_rows import (
     GROUPS,
     RESNET9,
+    add_dropout,
     add_epochs,
     add_everything,
     add_finished,
@@ -18,6 +19,7 @@ from analysis_rows import (
     add_run,
     add_unit,
     make_config,
+    make_dropout_config,
     retraining_rows,
     rewinding_rows,
 )
@@ -301,6 +303,25 @@ def test_criticality_draws_the_drop_from_the_final_accuracy_of_the_same_run(stor
 
 def _rgba(colour: str) -> list[float]:
     return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1.0]
+
+
+def test_rewound_networks_with_example_tied_dropout_are_compared_with_their_final_accuracy_in_the_same_mode(store):
+    """Table `epochs` has that under each example's own masks, where the noise is memorized."""
+    config = make_dropout_config("example_tied", seed=0)
+    in_modes = {
+        (row["mode"], row["split"], row["batchnorm"], row["rescaled"]): row for row in add_dropout(store, config)
+    }
+    rows = rewinding_rows(config, ("a", "b", "c"), epochs=(0,), batchnorm="final", n=100)
+    write(store, "rewinding", rows)
+    (drawn,) = draw_all(criticality.draw, store)
+    assert "All with every neuron on, scaled (mode `scaled`)." in drawn.caption
+    final = in_modes["scaled", "noisy", "final", False]["accuracy"]
+    expected = [final - row["accuracy"] for row in rows if row["split"] == "noisy"]
+    (axes,) = drawn.figure.axes
+    (bars,) = [container for container in axes.containers if container.get_label() == "noisy"]
+    assert [bar.get_height() for bar in bars] == pytest.approx(expected)
+    (figure3,) = draw_all(rewinding.draw, store)
+    assert "(mode `scaled`)" in figure3.caption
 
 
 def test_criticality_prints_rank_correlations_in_the_panel_and_in_the_caption(store):
