@@ -6,6 +6,7 @@ units of work, columns and row counts of real sweeps; the numbers are drawn, pla
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,14 @@ def _dropout(draw: np.random.Generator) -> Columns:
     }
 
 
+def _done(unit: Unit, rows: pa.Table) -> Iterator[_Write]:
+    """Yield a unit's row in `units` and its rows in its experiment's table."""
+    facts = {"experiment": [unit.experiment], "settings": json.dumps(unit.settings), "status": "done"}
+    facts |= {"code_version": "0", "device": "cpu", "seconds": 60.0}
+    yield _Write("units", unit.unit_id, _table("units", unit.run, facts))
+    yield _Write(unit.experiment, unit.unit_id, rows)
+
+
 def _rewinding(config: RunConfig, draw: np.random.Generator) -> Iterator[_Write]:
     groups = GROUPS[config.model.name]
     index, epoch, split = _grid(len(groups), range(len(CHECKPOINTS)), 3)
@@ -209,7 +218,7 @@ def _rewinding(config: RunConfig, draw: np.random.Generator) -> Iterator[_Write]
     rows = _table("rewinding", config, {**facts, **named})
     for place, (group, kept) in enumerate(product(groups, CHECKPOINTS)):
         unit = Unit(config, "rewinding", {"groups": [group], "rewind_epoch": kept})
-        yield _Write("rewinding", unit.unit_id, rows.slice(3 * place, 3))
+        yield from _done(unit, rows.slice(3 * place, 3))
 
 
 def _retraining(config: RunConfig, draw: np.random.Generator) -> Iterator[_Write]:
@@ -222,7 +231,7 @@ def _retraining(config: RunConfig, draw: np.random.Generator) -> Iterator[_Write
         facts = {"group": group, "group_index": index, "trained_on": kind, "reset_epoch": 0, "n": 1000}
         rows = {**facts, "epoch": epoch, "split": splits, "accuracy": np.clip(accuracy, 0, 1)}
         unit = Unit(config, "retraining", {"group": group, "trained_on": kind})
-        yield _Write("retraining", unit.unit_id, _table("retraining", config, rows))
+        yield from _done(unit, _table("retraining", config, rows))
 
 
 def _critical_units(config: RunConfig, draw: np.random.Generator, n_parts: int) -> Iterator[_Write]:
@@ -242,9 +251,10 @@ def _critical_units(config: RunConfig, draw: np.random.Generator, n_parts: int) 
         found = {"example_id": ids, "right_early": early, "outcome": outcome, "flipped": flipped}
         after = {"n_removed": n_removed, "clean_accuracy_after": left, "noisy_accuracy_after": 0.98 * left**3}
         rows = _table("critical_units", config, {**facts, **found, **after})
-        unit = Unit(config, "critical_units", {"kind": ("clean", "noisy")[kind], "part": part}).unit_id
+        unit = Unit(config, "critical_units", {"kind": ("clean", "noisy")[kind], "part": part})
         removals = _table("removed_units", config, _removals(config, draw, ids, n_removed, noisy=bool(kind)))
-        yield from (_Write("removed_units", unit, removals), _Write("critical_units", unit, rows))
+        yield _Write("removed_units", unit.unit_id, removals)
+        yield from _done(unit, rows)
 
 
 def _removals(
