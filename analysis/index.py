@@ -54,8 +54,7 @@ def _tell_unlike(drawn: Drawn, results: Results) -> str:
     runs = results.runs.filter(pl.col("run_id").is_in([*source.run_ids, *source.beside]))
     told = _spell_unlike("runs", runs, _UNLIKE_RUNS)
     if source.units:  # else table `units` need not be read
-        units = results.units.filter(pl.col("unit_id").is_in(source.units))
-        told += _spell_unlike("units of work", units, _UNLIKE_UNITS)
+        told += _spell_unlike("units of work", results.units(source.units), _UNLIKE_UNITS)
     return told
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -39,6 +39,8 @@ class Results:
     failed: pl.DataFrame
     _scans: dict[str, pl.LazyFrame] = field(default_factory=dict, repr=False)
     _tables: dict[str, pl.DataFrame] = field(default_factory=dict, repr=False)
+    _units: dict[str, pl.DataFrame] = field(default_factory=dict, repr=False)
+    _listed: dict[str, set[str]] = field(default_factory=dict, repr=False)
     _computed: dict[Callable[[Results], pl.DataFrame], pl.DataFrame] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -47,7 +49,7 @@ class Results:
 
         Which they are is told by listing: only the rows of units without a file of their experiment are read.
         """
-        done = set[str]().union(*(self.store.units(experiment) for experiment in _EXPERIMENTS))
+        done = set[str]().union(*map(self._done, _EXPERIMENTS))
         not_done = sorted(self.store.units("units") - done)
         rows = [row for unit in not_done for row in self.store.rows_of("units", unit)]
         merged = set(not_done) - {row["unit_id"] for row in rows}
@@ -58,11 +60,26 @@ class Results:
         facts = self.runs.select("run_id", "dataset", "model", "seed", "setting")
         return found.filter(status="failed").join(facts, on="run_id")
 
-    @cached_property
-    def units(self) -> pl.DataFrame:
-        """The units of experiments: unit_id, experiment, settings (JSON), code_version and device."""
-        columns = ("unit_id", "experiment", "settings", "code_version", "device")
-        return self.collect(self._rows("units").select(columns))
+    def units(self, ids: Collection[str]) -> pl.DataFrame:
+        """Return these units of experiments: unit_id, settings (JSON), code_version and device.
+
+        Read, once, are those of the experiments that any of them is of: each has a file of its own until `compact`.
+        """
+        parts = []
+        for experiment in _EXPERIMENTS:
+            done = self._done(experiment)
+            if done.isdisjoint(ids):
+                continue
+            if experiment not in self._units:
+                rows = scan_table(self.store, "units", units=done)
+                self._units[experiment] = self.collect(rows.select("unit_id", "settings", "code_version", "device"))
+            parts.append(self._units[experiment].filter(pl.col("unit_id").is_in(list(ids))))
+        return pl.concat(parts) if parts else pl.DataFrame(schema=["unit_id", "settings", "code_version", "device"])
+
+    def _done(self, experiment: str) -> set[str]:
+        if experiment not in self._listed:
+            self._listed[experiment] = self.store.units(experiment)
+        return self._listed[experiment]
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

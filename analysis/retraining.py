@@ -67,7 +67,7 @@ def carry_forward(rows: pl.DataFrame) -> pl.DataFrame:
 def _draw_each(name: str, kind: str, results: Results, *, missing: str | None) -> Iterator[Outcome]:
     rows = results.table("retraining").filter(trained_on=kind)
     if not rows.is_empty():
-        rows = rows.join(_settings_of_units(results), on="unit_id", how="left", maintain_order="left")
+        rows = rows.join(_settings_of_units(results, rows), on="unit_id", how="left", maintain_order="left")
     return draw_each(name, rows, results.cells, partial(_draw, kind=kind), missing=missing)
 
 
@@ -104,9 +104,9 @@ def _draw(name: str, cell: Cell, rows: pl.DataFrame, *, kind: str) -> Outcome:
     return Drawn(_plot(f"{cell.title}\n{what}", curves), name, f"{heading}: {cell.title}", caption, source)
 
 
-def _settings_of_units(results: Results) -> pl.DataFrame:
-    """Return unit_id and settings, in words, of the units of table `retraining`."""
-    units = results.units.filter(experiment="retraining").select("unit_id", "settings")
+def _settings_of_units(results: Results, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return unit_id and settings, in words, of the units that wrote the rows."""
+    units = results.units(rows["unit_id"].unique()).select("unit_id", "settings")
     words = {settings: _spell_settings(settings) for settings in units["settings"].unique()}
     return units.with_columns(pl.col("settings").replace_strict(words, return_dtype=pl.String))
 

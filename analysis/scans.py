@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 
 import polars as pl
@@ -15,9 +15,10 @@ from memlib.schemas import SCHEMAS
 Source = str | io.BytesIO
 
 
-def scan_table(store: ResultStore, table: str) -> pl.LazyFrame:
+def scan_table(store: ResultStore, table: str, *, units: Collection[str] | None = None) -> pl.LazyFrame:
     """Return all rows of a table, none twice: each file's footer is read now, columns when rows are collected.
 
+    units: only the rows of these units of work; the files of others are not opened.
     Files on an object store are fetched whole, some at once: Polars itself opens local files only.
 
     Raises:
@@ -27,14 +28,19 @@ def scan_table(store: ResultStore, table: str) -> pl.LazyFrame:
     own: list[Source] = []
     compact: list[pl.LazyFrame] = []
     seen: set[str] = set()
-    for path, source in _sources(store, store.files(table)):
-        units = _units_in(store, path, source)
-        if units == {PurePosixPath(path).stem}:
+    paths = store.files(table)
+    if units is not None:
+        others = store.units(table) - set(units)
+        paths = [path for path in paths if PurePosixPath(path).stem not in others]
+    for path, source in _sources(store, paths):
+        found = _units_in(store, path, source)
+        if found == {PurePosixPath(path).stem}:
             own.append(source)
         else:
+            unwanted = seen & found if units is None else (seen & found) | (found - set(units))
             rows = _scan([source], schema)
-            compact.append(rows.filter(~pl.col("unit_id").is_in(sorted(seen & units))) if seen & units else rows)
-        seen |= units
+            compact.append(rows.filter(~pl.col("unit_id").is_in(sorted(unwanted))) if unwanted else rows)
+        seen |= found
     parts = [*([_scan(own, schema)] if own else []), *compact]
     return pl.concat(parts) if parts else pl.DataFrame(schema=schema).lazy()
 

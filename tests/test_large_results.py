@@ -70,6 +70,8 @@ def test_a_scan_holds_the_rows_that_the_store_reads(tmp_path_factory, writes):
             store.compact()
     found = scans.scan_table(store, "epochs").collect()
     assert found.to_dicts() == store.read("epochs").to_pylist()
+    some = scans.scan_table(store, "epochs", units={"a", "b"}).collect()
+    assert some.to_dicts() == [row for row in store.read("epochs").to_pylist() if row["unit_id"] in "ab"]
 
 
 @pytest.mark.parametrize("table", SCHEMAS)
