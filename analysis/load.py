@@ -22,6 +22,8 @@ _EXPERIMENTS = (*(field.name for field in fields(ExperimentsConfig)), "dropout_s
 # In these a run has rows of several units of work, made by whatever code and device there was then.
 _SEVERAL_UNITS = ("rewinding", "retraining", "critical_units", "removed_units")
 
+_OF_UNITS = ("unit_id", "settings", "code_version", "device")
+
 
 @dataclass(frozen=True, eq=False)
 class Results:
@@ -72,9 +74,9 @@ class Results:
                 continue
             if experiment not in self._units:
                 rows = scan_table(self.store, "units", units=done)
-                self._units[experiment] = self.collect(rows.select("unit_id", "settings", "code_version", "device"))
+                self._units[experiment] = self.collect(rows.select(_OF_UNITS))
             parts.append(self._units[experiment].filter(pl.col("unit_id").is_in(list(ids))))
-        return pl.concat(parts) if parts else pl.DataFrame(schema=["unit_id", "settings", "code_version", "device"])
+        return pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(_OF_UNITS, pl.String))
 
     def _done(self, experiment: str) -> set[str]:
         if experiment not in self._listed:
