@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from memlib.errors import InputError
@@ -115,7 +116,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
     """Return the file content of a checkpoint; tensors that share memory are stored one by one."""
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in checkpoint.tensors.items()}
     header = {"format": FORMAT, "digest": _digest(tensors), "facts": json.dumps(checkpoint.facts)}
-    return safetensors.torch.save(tensors, metadata=header)
+    return save_safetensors(tensors, metadata=header)
 
 
 def from_bytes(data: bytes, *, where: str) -> Checkpoint:
@@ -125,7 +126,7 @@ def from_bytes(data: bytes, *, where: str) -> Checkpoint:
         InputError: the data are truncated, changed, or not a checkpoint of this format.
     """
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = load_safetensors(data)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
